@@ -1,0 +1,286 @@
+"""The configuration of a StripedHyena 2: frozen, validated, free of torch.
+
+Terms are those of the StripedHyena 2 paper: Hyena-SE (short explicit), Hyena-MR (medium
+regularised), Hyena-LI (long implicit), featurizer (the short FIR on the projections), filter groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from evo_toolkit.errors import ConfigError
+
+Symbol = Literal["S", "D", "H", "*"]
+LAYER_SYMBOLS: dict[str, str] = {
+    "S": "Hyena-SE",
+    "D": "Hyena-MR",
+    "H": "Hyena-LI",
+    "*": "attention",
+}
+
+Fp8Sensitivity = Literal["none", "insensitive", "hopper"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """One measured figure about a model and the command that reproduces it."""
+
+    metric: str
+    value: str
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StripedHyena2Config:
+    """Shape and meaning of one model.
+
+    Attributes:
+        name: What outputs call the model.
+        pattern: One symbol per layer, index 0 first: `S` Hyena-SE, `D` Hyena-MR, `H` Hyena-LI,
+            `*` attention.
+        width: Channels D of the residual stream.
+        num_heads: Attention heads; `width / num_heads` is the head width.
+        mlp_width: Inner channels F of the gated MLP.
+        filter_groups: Groups that share one explicit filter in Hyena-SE and -MR; divides `width`.
+            Hyena-LI has one filter per channel.
+        context_length: Longest sequence seen in training, in bases.
+        vocab_size: Rows of the embedding (bytes use the first 256).
+        se_length, mr_length: Taps of the explicit filters.
+        featurizer_length: Taps of the short FIR on q, k and v.
+        li_order: Real poles per channel of Hyena-LI.
+        rotary_base: Base of the rotary frequencies.
+        rotary_interpolation: Position interpolation factor: angles use position / factor.
+        rotary_bf16_frequencies: Round the frequencies to bf16, as in every released checkpoint.
+        gelu_layers: Layers whose MLP has a GELU; the others are bilinear. Released models have it
+            in layer 0 alone, an accident of their training that the weights depend on.
+        tie_embeddings: The unembedding is the transposed embedding.
+        norm_eps: Added to the root mean square, outside the root.
+        fp8: How the released weights depend on FP8 input projections: "none" trained without,
+            "insensitive" right in bf16, "hopper" wrong without Hopper's FP8 accumulation.
+        default_window: Scoring window in bases when none is asked for; the same on every device.
+        domains: What the model was trained on, in words.
+        not_for: What it must not be used for, in words.
+        forbidden_genomes: Kinds of genome that commands refuse without consent; "vertebrate" is
+            the only kind known.
+        evidence: Measured figures with the commands that reproduce them.
+    """
+
+    name: str
+    pattern: str
+    width: int
+    num_heads: int
+    mlp_width: int
+    filter_groups: int
+    context_length: int
+    vocab_size: int = 512
+    se_length: int = 7
+    mr_length: int = 128
+    featurizer_length: int = 3
+    li_order: int = 16
+    rotary_base: float = 10_000.0
+    rotary_interpolation: float = 1.0
+    rotary_bf16_frequencies: bool = True
+    gelu_layers: tuple[int, ...] = (0,)
+    tie_embeddings: bool = True
+    norm_eps: float = 1e-6
+    fp8: Fp8Sensitivity = "none"
+    default_window: int = 8192
+    domains: tuple[str, ...] = ()
+    not_for: tuple[str, ...] = ()
+    forbidden_genomes: tuple[str, ...] = ()
+    evidence: tuple[Evidence, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.pattern) - set(LAYER_SYMBOLS))
+        if not self.pattern or unknown:
+            raise ConfigError(
+                f"pattern {self.pattern!r} has unknown layers {unknown}; use S (Hyena-SE), D (Hyena-MR), H (Hyena-LI), * (attention)"
+            )
+        for name in (
+            "width", "num_heads", "mlp_width", "filter_groups", "context_length", "vocab_size",
+            "se_length", "mr_length", "featurizer_length", "li_order", "default_window",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        if self.width % self.filter_groups:
+            raise ConfigError(
+                f"filter_groups {self.filter_groups} does not divide width {self.width}; choose a divisor"
+            )
+        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
+            raise ConfigError(
+                f"num_heads {self.num_heads} must divide width {self.width} into heads of even width"
+            )
+        if self.vocab_size < 256:
+            raise ConfigError(f"vocab_size {self.vocab_size} is below 256; tokens are bytes")
+        if self.featurizer_length < 2 or self.se_length < 2 or self.mr_length < 2:
+            raise ConfigError("filters need at least 2 taps (featurizer_length, se_length, mr_length)")
+        for name in ("rotary_base", "rotary_interpolation", "norm_eps"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name} is {value!r}; it must be a positive number")
+        bad = [i for i in self.gelu_layers if not 0 <= i < len(self.pattern)]
+        if bad:
+            raise ConfigError(f"gelu_layers {bad} lie outside the {len(self.pattern)} layers")
+        if self.fp8 not in ("none", "insensitive", "hopper"):
+            raise ConfigError(f"fp8 is {self.fp8!r}; use none, insensitive or hopper")
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.pattern)
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
+
+    def parameter_count(self) -> int:
+        """Trainable parameters, the tied embedding counted once."""
+        D = self.width
+        block = 2 * D + 3 * D * self.mlp_width + 3 * D * D + D * D + D
+        mixer = {
+            "S": 3 * D * self.featurizer_length + self.filter_groups * self.se_length,
+            "D": 3 * D * self.featurizer_length + self.filter_groups * self.mr_length + D,
+            "H": 3 * D * self.featurizer_length + 2 * D * self.li_order + D,
+            "*": 0,
+        }
+        embeddings = self.vocab_size * D * (1 if self.tie_embeddings else 2)
+        return embeddings + D + sum(block + mixer[symbol] for symbol in self.pattern)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> StripedHyena2Config:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ConfigError: for keys this version does not know (it is older than the file) and for
+                values that do not fit.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(f"unknown configuration keys {unknown}; known are {sorted(known)}")
+        prepared: dict[str, Any] = dict(values)
+        for name in ("gelu_layers", "domains", "not_for", "forbidden_genomes"):
+            if name in prepared:
+                prepared[name] = tuple(prepared[name])
+        if "evidence" in prepared:
+            prepared["evidence"] = tuple(
+                e if isinstance(e, Evidence) else Evidence(**e) for e in prepared["evidence"]
+            )
+        try:
+            return cls(**prepared)
+        except TypeError as error:
+            raise ConfigError(f"configuration does not fit: {error}") from None
+
+    def replace(self, **changes: Any) -> StripedHyena2Config:
+        """A copy with some values changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+
+def config_from_vortex(values: dict[str, Any]) -> StripedHyena2Config:
+    """Translate a released (vortex) configuration: the YAML or JSON beside an Evo 2 checkpoint.
+
+    Args:
+        values: Keys as in the released files; keys without influence on the function are ignored.
+
+    Raises:
+        ConfigError: for a model of another family, or one whose function we do not reproduce.
+    """
+
+    def need(key: str) -> Any:
+        if values.get(key) is None:
+            raise ConfigError(f"the configuration lacks {key!r}; is it an Evo 2 (StripedHyena 2) configuration?")
+        return values[key]
+
+    def refuse_unless(key: str, allowed: object, default: object) -> None:
+        given = values.get(key, default)
+        if given is None:
+            given = default
+        if given != allowed:
+            raise ConfigError(f"{key} is {given!r}; only {allowed!r} is supported (StripedHyena 2 as released for Evo 2)")
+
+    refuse_unless("proj_groups", 1, 1)
+    refuse_unless("column_split_hyena", False, False)
+    refuse_unless("hyena_flip_x1x2", False, False)
+    refuse_unless("short_filter_bias", False, False)
+    refuse_unless("qkv_proj_bias", False, False)
+    refuse_unless("mha_out_proj_bias", True, True)
+    refuse_unless("hyena_out_proj_bias", True, True)
+    refuse_unless("final_norm", True, True)
+    refuse_unless("mlp_activation", "gelu", "gelu")
+    refuse_unless("column_split", True, True)
+    refuse_unless("interleave", True, False)
+
+    num_layers = int(need("num_layers"))
+    symbols: dict[int, str] = {}
+    for key, symbol in (("hcs_layer_idxs", "S"), ("hcm_layer_idxs", "D"), ("hcl_layer_idxs", "H"), ("attn_layer_idxs", "*")):  # fmt: skip
+        for index in need(key):
+            symbols[int(index)] = symbol
+    missing = [i for i in range(num_layers) if i not in symbols]
+    if missing or len(symbols) != num_layers:
+        raise ConfigError(f"layers {missing or sorted(symbols)} do not fit num_layers {num_layers}")
+    width = int(need("hidden_size"))
+    groups = int(need("hcm_filter_groups"))
+    if int(need("hcs_filter_groups")) != groups:
+        raise ConfigError("hcs_filter_groups and hcm_filter_groups differ; only equal ones are supported")
+    mlp_width = values.get("inner_mlp_size")
+    if mlp_width is None:
+        multiple = int(values.get("inner_size_multiple_of") or 64)
+        mlp_width = multiple * math.ceil(int(8 * width / 3) / multiple)
+    interpolated = bool(values.get("use_interpolated_rotary_pos_emb"))
+    factor = float(values.get("rotary_emb_scaling_factor") or 1) if interpolated else 1.0
+    return StripedHyena2Config(
+        name=str(values.get("model_name") or "evo2"),
+        pattern="".join(symbols[i] for i in range(num_layers)),
+        width=width,
+        num_heads=int(need("num_attention_heads")),
+        mlp_width=int(mlp_width),
+        filter_groups=groups,
+        context_length=int(need("max_seqlen")),
+        vocab_size=int(need("vocab_size")),
+        se_length=int(need("hcs_filter_length")),
+        mr_length=int(need("hcm_filter_length")),
+        featurizer_length=int(need("short_filter_length")),
+        li_order=int(need("state_size")),
+        rotary_base=float(values.get("rotary_emb_base") or 1_000_000),
+        rotary_interpolation=factor,
+        gelu_layers=(0,) if values.get("evo2_style_activations") else tuple(range(num_layers)),
+        tie_embeddings=bool(values.get("tie_embeddings", True)),
+        norm_eps=float(values.get("eps") or 1e-6),
+    )
+
+
+def read_config(path: Path | str) -> StripedHyena2Config:
+    """Read our `config.json`, or a released Evo 2 configuration in JSON or YAML.
+
+    Raises:
+        ConfigError: when the file is neither.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read configuration {path}: {error}") from None
+    try:
+        if path.suffix in (".yml", ".yaml"):
+            import yaml
+
+            values = yaml.safe_load(text)
+        else:
+            values = json.loads(text)
+    except Exception as error:  # noqa: BLE001 - any parser error is the user's file
+        detail = str(error).splitlines()[0]
+        raise ConfigError(f"configuration {path} is not valid {path.suffix or 'JSON'}: {detail}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"configuration {path} holds a {type(values).__name__}, not keys and values")
+    if "pattern" in values:
+        return StripedHyena2Config.from_dict({k: v for k, v in values.items() if k != "format_version"})
+    return config_from_vortex(values)
