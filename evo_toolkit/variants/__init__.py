@@ -1,0 +1,1 @@
+"""Scoring variants: formulas, the engine, and what it writes."""
