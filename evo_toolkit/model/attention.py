@@ -1,0 +1,124 @@
+"""Causal attention with rotary positions, as a mixer: (chunk, state) to (chunk, state)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evo_kernels import attention_two_segment
+from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.precision import PrecisionPolicy
+from evo_toolkit.model.rotary import rotary_frequencies, rotate
+from evo_toolkit.model.state import AttentionState
+
+# Queries per call when a chunk continues a sequence: bounds the mask at [block, keys].
+_QUERY_BLOCK = 512
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of the last L of S positions; `[B, L, H, E]` queries, `[B, S, H, E]` keys."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    L, S = q.shape[2], k.shape[2]
+    if L == S:
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    else:
+        parts = []
+        for start in range(0, L, _QUERY_BLOCK):
+            stop = min(start + _QUERY_BLOCK, L)
+            seen = S - L + stop
+            last = torch.arange(start, stop, device=q.device)[:, None] + (S - L)
+            mask = torch.arange(seen, device=q.device)[None, :] <= last
+            parts.append(
+                F.scaled_dot_product_attention(
+                    q[:, :, start:stop], k[:, :, :seen], v[:, :, :seen], attn_mask=mask
+                )
+            )
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return y.transpose(1, 2)
+
+
+def _append(buffer: Tensor, filled: int, new: Tensor, capacity: int) -> Tensor:
+    """A new buffer of `capacity` positions holding the filled ones and the new ones."""
+    grown = new.new_empty((new.shape[0], capacity, *new.shape[2:]))
+    grown[:, :filled] = buffer[:, :filled]
+    grown[:, filled : filled + new.shape[1]] = new
+    return grown
+
+
+class Attention(nn.Module):
+    """Multi-head causal attention on projected inputs.
+
+    The frequencies are a buffer because released checkpoints carry them.
+    """
+
+    inv_freq: Tensor
+
+    def __init__(self, config: StripedHyena2Config, policy: PrecisionPolicy) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.interpolation = config.rotary_interpolation
+        self.policy = policy
+        self.register_buffer(
+            "inv_freq",
+            rotary_frequencies(
+                config.head_width, config.rotary_base, through_bf16=config.rotary_bf16_frequencies
+            ),
+        )
+
+    def forward(
+        self, qkv: Tensor, state: AttentionState | None = None, *, return_state: bool = False
+    ) -> tuple[Tensor, AttentionState | None]:
+        """Mix a chunk.
+
+        Args:
+            qkv: `[B, L, 3D]` in blocks [all q heads | all k heads | all v heads].
+            state: What the positions before this chunk left, or None.
+
+        Returns:
+            `[B, L, D]`, and the new state if asked for.
+        """
+        B, L, C = qkv.shape
+        q, k, v = (x.reshape(B, L, self.num_heads, -1) for x in qkv.chunk(3, dim=-1))
+        start = 0 if state is None else state.offset
+        positions = torch.arange(start, start + L, device=qkv.device)
+        q = rotate(q, positions, self.inv_freq, self.interpolation, self.policy.rounding)
+        k = rotate(k, positions, self.inv_freq, self.interpolation, self.policy.rounding)
+        if state is None:
+            new_state = self._first_state(k, v) if return_state else None
+            y = _causal(q, k, v)
+        else:
+            new_state = self._extend(state, k, v)
+            filled = int(new_state.length)
+            own_k, own_v = new_state.k[:, :filled], new_state.v[:, :filled]
+            if state.prefix_k is None or state.prefix_v is None:
+                y = _causal(q, own_k, own_v)
+            else:
+                y = attention_two_segment(
+                    q, state.prefix_k, state.prefix_v, own_k, own_v, backend=self.policy.backend
+                )
+        return y.reshape(B, L, C // 3), new_state if return_state else None
+
+    @staticmethod
+    def _first_state(k: Tensor, v: Tensor) -> AttentionState:
+        length = torch.tensor(k.shape[1], dtype=torch.int64, device=k.device)
+        return AttentionState(None, None, k, v.contiguous(), length, length.clone())
+
+    @staticmethod
+    def _extend(state: AttentionState, k: Tensor, v: Tensor) -> AttentionState:
+        filled, added = int(state.length), k.shape[1]
+        total = filled + added
+        length = state.length + added
+        if torch.is_grad_enabled():
+            own_k = torch.cat([state.k[:, :filled], k], dim=1)
+            own_v = torch.cat([state.v[:, :filled], v], dim=1)
+            return AttentionState(state.prefix_k, state.prefix_v, own_k, own_v, length, length.clone())
+        if state.k.shape[1] >= total and int(state.claimed) == filled:
+            state.k[:, filled:total] = k
+            state.v[:, filled:total] = v
+            state.claimed.fill_(total)
+            return state._replace(length=length)
+        capacity = max(total, 2 * filled, 64)
+        own_k = _append(state.k, filled, k, capacity)
+        own_v = _append(state.v, filled, v, capacity)
+        return AttentionState(state.prefix_k, state.prefix_v, own_k, own_v, length, length.clone())

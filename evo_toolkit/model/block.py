@@ -1,0 +1,45 @@
+"""One layer: a sequence mixer between projections, then a gated MLP, both with residuals."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from evo_toolkit.model.attention import Attention
+from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.hyena import HyenaLI, HyenaMR, HyenaSE
+from evo_toolkit.model.mlp import GatedMLP
+from evo_toolkit.model.norm import RMSNorm
+from evo_toolkit.model.precision import PrecisionPolicy
+from evo_toolkit.model.projection import Projection
+from evo_toolkit.model.state import MixerState
+
+_MIXERS: dict[str, type[nn.Module]] = {
+    "S": HyenaSE,
+    "D": HyenaMR,
+    "H": HyenaLI,
+    "*": Attention,
+}
+
+
+class Block(nn.Module):
+    """`u = x + out_projection(mixer(projections(pre_norm(x)))); y = u + mlp(post_norm(u))`."""
+
+    def __init__(self, config: StripedHyena2Config, index: int, policy: PrecisionPolicy) -> None:
+        super().__init__()
+        D = config.width
+        self.pre_norm = RMSNorm(D, config.norm_eps, policy)
+        self.projections = Projection(D, 3 * D, bias=False)
+        self.mixer = _MIXERS[config.pattern[index]](config, policy)
+        self.out_projection = Projection(D, D, bias=True)
+        self.post_norm = RMSNorm(D, config.norm_eps, policy)
+        self.mlp = GatedMLP(D, config.mlp_width, gelu=index in config.gelu_layers)
+
+    def forward(
+        self, x: Tensor, state: MixerState | None = None, *, return_state: bool = False
+    ) -> tuple[Tensor, MixerState | None]:
+        """`[B, L, D]` to `[B, L, D]`, and the mixer's new state if asked for."""
+        mixed, new_state = self.mixer(
+            self.projections(self.pre_norm(x)), state, return_state=return_state
+        )
+        x = self.out_projection(mixed) + x
+        return self.mlp(self.post_norm(x)) + x, new_state

@@ -1,0 +1,51 @@
+"""Public function of Hyena-SE."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from evo_kernels.backend import Backend, resolve
+from evo_kernels.checks import check_groups, check_qkv, check_shape
+from evo_kernels.hyena_se.reference import SEState, hyena_se_reference
+
+
+def hyena_se(
+    qkv: Tensor,
+    featurizer: Tensor,
+    h: Tensor,
+    state: SEState | None = None,
+    *,
+    return_state: bool = False,
+    backend: Backend = "auto",
+    rounding: torch.dtype | None = None,
+) -> tuple[Tensor, SEState | None]:
+    """Return `q * causal_conv(h, k * v)` after the 3-tap featurizers: the whole Hyena-SE operator.
+
+    Shapes: B batch, L positions in this chunk, D channels, G filter groups, K filter length.
+
+    Args:
+        qkv: Projected inputs in blocks [q | k | v], `[B, L, 3D]`.
+        featurizer: Depthwise taps, lag 0 first, `[3D, 3]`.
+        h: Grouped taps, lag 0 first, `[G, K]`; channel c uses group `c // (D / G)`.
+        state: What the positions before this chunk left; None means zeros.
+        backend: "triton", "reference", or "auto" (Triton where the device allows).
+        rounding: Round to this dtype where the released implementation does (after the
+            featurizer, the gate, the convolution); None keeps float32 throughout.
+
+    Returns:
+        `[B, L, D]` in the dtype of `qkv` (sums are float32), and the new state if asked for.
+
+    Raises:
+        KernelError: if shapes disagree or G does not divide D.
+
+    Source: StripedHyena 2 paper, section 2.
+    """
+    B, _, D = check_qkv(qkv, featurizer)
+    check_groups(h, D)
+    if state is not None:
+        check_shape("state.featurizer", state.featurizer, (B, featurizer.shape[1] - 1, 3 * D))
+        check_shape("state.gated", state.gated, (B, h.shape[1] - 1, D))
+    resolve("hyena_se", backend, qkv.device.type)
+    y, new_state = hyena_se_reference(qkv, featurizer, h, state, rounding)
+    return y, new_state if return_state else None
