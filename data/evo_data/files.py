@@ -1,0 +1,88 @@
+"""Whole-or-nothing output files, and checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from evo_data.errors import EvoDataError, OutputExistsError
+
+
+def check_output(path: Path | str, *, force: bool = False) -> Path:
+    """Return the file that an output path stands for (links followed), checked to be writable.
+
+    Args:
+        path: Where the output is to go.
+        force: Whether an existing regular file may be replaced.
+
+    Raises:
+        OutputExistsError: if the file exists and `force` is not given.
+        EvoDataError: if the folder is absent, or the path is something else than a regular file
+            (replacing a device such as /dev/null would harm the whole machine).
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise EvoDataError(f"output {path} is a folder; give the name of a file in it")
+    if target.exists() and not target.is_file():
+        raise EvoDataError(
+            f"output {path} is not a regular file; give a file name, or - for stdout"
+        )
+    if target.exists() and not force:
+        raise OutputExistsError(f"output {path} exists; choose another name or give --force")
+    if not target.parent.is_dir():
+        raise EvoDataError(f"output folder {target.parent} does not exist; create it first")
+    return target
+
+
+@contextmanager
+def atomic_output(path: Path | str, *, force: bool = False, suffix: str = "") -> Iterator[Path]:
+    """Yield an empty temporary file beside `path` that becomes `path` when the block succeeds.
+
+    The bytes are on disk (fsync of file and folder) before the name appears; if the block raises,
+    the temporary file is removed and an older file at `path` stays as it was.
+
+    Args:
+        path: The final name; a symbolic link keeps pointing at the file, which is replaced.
+        force: Whether an existing file may be replaced.
+        suffix: Ending of the temporary name, for writers that choose a format by it.
+
+    Raises:
+        OutputExistsError: if `path` exists and `force` is not given.
+        EvoDataError: if the folder is absent or cannot be written.
+    """
+    target = check_output(path, force=force)
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(6)}.tmp{suffix}"
+    try:
+        # 0o666 less the umask, as any other new file; mkstemp would leave it private.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as error:
+        raise EvoDataError(
+            f"cannot write {path}: folder {target.parent}: {error.strerror}; choose another folder"
+        ) from error
+    try:
+        yield temporary
+        _fsync(temporary)
+        check_output(path, force=force)
+        os.replace(temporary, target)  # noqa: PTH105 (the atomic call is named as such)
+        _fsync(target.parent)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def sha256_file(path: Path | str) -> str:
+    """Return the SHA-256 of a file's bytes, as 64 lower-case hexadecimal digits."""
+    with Path(path).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
