@@ -8,7 +8,9 @@ the mitochondrion is `M`), length in bases, and the RefSeq accession with its ve
 known (`.` elsewhere). Scaffolds that are not chromosomes are left out. Every length of a nuclear
 chromosome agrees between two published tables: those that UCSC, Ensembl or NCBI release, as carried
 by bioframe 0.8.0, pybedtools 0.12.1, negspy 0.3.2, bioutils 0.6.2, stdpopsim 0.3.0, the
-`genomes/sizes` of IGV, or the genome definitions of the WashU Epigenome Browser.
+`genomes/sizes` of IGV and the genome definitions of the WashU Epigenome Browser; where only one of
+these has an assembly (canFam4, panTro6, rn6, rn7, galGal6, xenTro10), the second is a list in
+published analysis code or documentation.
 """
 
 from __future__ import annotations
