@@ -1,0 +1,233 @@
+"""The scoring engine: records in, records with scores out, in order and in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evo_data.errors import ContigError
+from evo_data.fasta import Fasta
+from evo_data.variant import (
+    AlleleStatus,
+    Fetch,
+    Variant,
+    check_reference,
+    classify_allele,
+    edit_of,
+    hgvs_g,
+    normalise,
+)
+from evo_data.vcf import VcfRecord
+from evo_data.windows import StrandWindow, variant_windows
+from evo_toolkit.errors import UsageError
+from evo_toolkit.inference.runner import LogProbRunner
+from evo_toolkit.variants.scores import (
+    AlleleScore,
+    ScoredRecord,
+    StrandScore,
+    combine_strands,
+    strand_score,
+)
+
+STRANDS = {"both": "both", "fwd": "+", "rc": "-"}
+"""What a user calls the strands, and what `evo_data.windows` does."""
+
+DEFAULT_MAX_ALLELE = 1000
+
+# Forwards per flush of the buffer: more find more windows in common, fewer hold less in memory.
+_FORWARDS_PER_FLUSH = 8
+_N = ord("N")
+
+
+@dataclass
+class ReferenceBits:
+    """How well the model predicts the reference of the windows it scored.
+
+    Every distinct reference window of a flush counts once; N bases and first positions do not.
+    """
+
+    nats: float = 0.0
+    bases: int = 0
+
+    def add(self, tokens: NDArray[np.uint8], log_probs: NDArray[np.float32]) -> None:
+        known = tokens[1:] != _N
+        self.nats -= float(log_probs[1:][known].astype(np.float64).sum())
+        self.bases += int(known.sum())
+
+    @property
+    def bits_per_base(self) -> float | None:
+        return self.nats / self.bases / math.log(2) if self.bases else None
+
+
+@dataclass(slots=True)
+class _Job:
+    """An allele that waits for its windows' log-probabilities."""
+
+    score: AlleleScore
+    windows: list[StrandWindow]
+    rows: list[tuple[int, int]] = field(default_factory=list)
+
+
+class VariantScorer:
+    """Scores records one after the other through one `LogProbRunner`.
+
+    Attributes:
+        reference_bits: Filled while scoring.
+    """
+
+    def __init__(
+        self,
+        runner: LogProbRunner,
+        genome: Fasta,
+        contigs: Mapping[str, str],
+        *,
+        strands: str = "both",
+        max_allele: int = DEFAULT_MAX_ALLELE,
+        flags: tuple[str, ...] = (),
+    ) -> None:
+        """Prepare.
+
+        Args:
+            runner: Its length is the window, in bases.
+            genome: The reference.
+            contigs: The genome's name for each contig name of the variants.
+            strands: "both", "fwd" or "rc".
+            max_allele: Longest allele that is scored, in bases; alleles longer than half the
+                window are too long as well.
+            flags: Put on every allele.
+
+        Raises:
+            UsageError: for unknown strands, or a window too small to hold a variant.
+        """
+        if strands not in STRANDS:
+            raise UsageError(f"strands {strands!r} is not known; use one of {', '.join(STRANDS)}")
+        window = runner.shape[1]
+        if window < 16:
+            raise UsageError(f"window {window} is too small; use at least 16 bases")
+        self.runner = runner
+        self.genome = genome
+        self.contigs = contigs
+        self.strands = STRANDS[strands]
+        self.window = window
+        self.max_allele = min(max_allele, window // 2)
+        self.flags = flags
+        self.reference_bits = ReferenceBits()
+
+    def score(self, records: Iterable[VcfRecord]) -> Iterator[ScoredRecord]:
+        """Yield every record with its alleles' scores, in the order of the input.
+
+        No allele stops the run: what cannot be scored gets a status.
+        """
+        waiting: list[tuple[VcfRecord, list[AlleleScore | _Job]]] = []
+        rows: dict[bytes, int] = {}
+        references: set[int] = set()
+        enough = self.runner.shape[0] * _FORWARDS_PER_FLUSH
+        for record in records:
+            alleles = self._prepare_record(record)
+            for allele in alleles:
+                if isinstance(allele, _Job):
+                    for window in allele.windows:
+                        pair = tuple(
+                            rows.setdefault(tokens.tobytes(), len(rows))
+                            for tokens in (window.ref, window.alt)
+                        )
+                        references.add(pair[0])
+                        allele.rows.append((pair[0], pair[1]))
+            waiting.append((record, alleles))
+            if len(rows) >= enough or (not rows and len(waiting) >= 1024):
+                yield from self._flush(waiting, rows, references)
+                waiting, rows, references = [], {}, set()
+        yield from self._flush(waiting, rows, references)
+
+    def _prepare_record(self, record: VcfRecord) -> list[AlleleScore | _Job]:
+        if not record.alts:
+            return [self._unscored(AlleleStatus.MISSING_ALT, ".")]
+        contig = self.contigs.get(record.contig)
+        return [self._prepare_allele(record, alt, contig) for alt in record.alts]
+
+    def _unscored(self, status: AlleleStatus, alt: str) -> AlleleScore:
+        return AlleleScore(status=status, alt=alt, flags=self.flags)
+
+    def _prepare_allele(
+        self, record: VcfRecord, alt: str, contig: str | None
+    ) -> AlleleScore | _Job:
+        status = classify_allele(record.ref, alt, max_allele=self.max_allele)
+        if status is not AlleleStatus.OK:
+            return self._unscored(status, alt)
+        if contig is None:
+            return self._unscored(AlleleStatus.CONTIG_UNKNOWN, alt)
+        if record.pos < 1:
+            return self._unscored(AlleleStatus.OUT_OF_RANGE, alt)
+        length = self.genome.lengths[contig]
+
+        def fetch(start: int, end: int) -> bytes:
+            return self.genome.fetch(contig, start, end)
+
+        variant = Variant(record.contig, record.pos, record.ref, alt)
+        status = check_reference(variant, fetch, length)
+        if status is not AlleleStatus.OK:
+            return self._unscored(status, alt)
+        return self._open_job(variant, alt, fetch, length)
+
+    def _open_job(
+        self, variant: Variant, alt: str, fetch: Fetch, length: int
+    ) -> AlleleScore | _Job:
+        normalised = normalise(variant, fetch)
+        named = AlleleScore(
+            status=AlleleStatus.OK,
+            alt=alt,
+            normalised=normalised,
+            key=normalised.key,
+            hgvs_g=hgvs_g(normalised, fetch, length),
+            kind=normalised.kind,
+            indel_len=normalised.indel_len,
+        )
+        try:
+            windows, flags = variant_windows(
+                fetch, length, edit_of(normalised), self.window, self.strands
+            )
+        except ContigError:
+            return replace(named, status=AlleleStatus.CONTIG_SHORT, flags=self.flags)
+        first = windows[0]
+        return _Job(
+            replace(
+                named,
+                flags=(*self.flags, *sorted(flags)),
+                window=len(first.ref),
+                window_start=first.start,
+                window_end=first.end,
+                n_in_window=int((first.ref == _N).sum()),
+            ),
+            windows,
+        )
+
+    def _flush(
+        self,
+        waiting: list[tuple[VcfRecord, list[AlleleScore | _Job]]],
+        rows: dict[bytes, int],
+        references: set[int],
+    ) -> Iterator[ScoredRecord]:
+        tokens = [np.frombuffer(row, dtype=np.uint8) for row in rows]
+        log_probs = self.runner(tokens)
+        for index in sorted(references):
+            self.reference_bits.add(tokens[index], log_probs[index])
+        for record, alleles in waiting:
+            yield ScoredRecord(
+                record,
+                tuple(
+                    self._close_job(allele, log_probs) if isinstance(allele, _Job) else allele
+                    for allele in alleles
+                ),
+            )
+
+    @staticmethod
+    def _close_job(job: _Job, log_probs: list[NDArray[np.float32]]) -> AlleleScore:
+        strands: list[StrandScore] = [
+            strand_score(window, log_probs[ref], log_probs[alt])
+            for window, (ref, alt) in zip(job.windows, job.rows, strict=True)
+        ]
+        return replace(job.score, **combine_strands(strands))  # type: ignore[arg-type]
