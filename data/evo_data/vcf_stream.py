@@ -12,23 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from evo_data.bgzf import (
+    BGZF_END,
+    BGZF_HEADER_SIZE,
+    GZIP_START,
+    GZIP_WINDOW,
+    OTHER_COMPRESSION,
+    is_bgzf,
+    last_bytes,
+)
 from evo_data.errors import VcfError
-
-# The empty block that ends every bgzip file; htslib takes its absence for truncation.
-BGZF_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
-GZIP_START = b"\x1f\x8b"
-OTHER_COMPRESSION = {
-    b"BZh": "bzip2",
-    b"\xfd7zXZ": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"PK\x03\x04": "zip",
-}
 
 _CHUNK = 1 << 18
 _BCF_START = b"BCF\x02"
 _TEXT_START = b"##fileformat=VCF"
-_BGZF_HEADER = 18
-_GZIP_WINDOW = 31  # zlib's way of asking for a gzip header and its checksum
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +53,16 @@ def open_stream(path: Path | str, name: str, closers: ExitStack) -> VariantStrea
     start = source.peek(len(_TEXT_START))
     compressed = start.startswith(GZIP_START)
     if compressed:
-        source.is_bgzf = is_bgzf(source.peek(_BGZF_HEADER))
+        source.is_bgzf = is_bgzf(source.peek(BGZF_HEADER_SIZE))
         if source.is_bgzf and is_file:
             # Told before hours of work on the rest of the file, not after.
-            _check_bgzf_end(_last_bytes(Path(path)), name)
+            _check_bgzf_end(last_bytes(Path(path)), name)
         start = source.peek_decompressed(len(_TEXT_START))
     if start.startswith(_BCF_START):
         bcf_path = Path(path) if is_file else _spooled(source, closers)
         return VariantStream(iter(()), bcf_path)
     _check_text(start, name)
     return VariantStream(_lines(source.decompressed() if compressed else source.chunks()), None)
-
-
-def is_bgzf(start: bytes) -> bool:
-    """Return whether a file that starts so (18 bytes are looked at) was compressed by bgzip."""
-    return start[:4] == b"\x1f\x8b\x08\x04" and start[12:16] == b"BC\x02\x00"
 
 
 class _Source:
@@ -138,12 +130,6 @@ def _open_raw(path: Path | str, name: str, closers: ExitStack) -> BinaryIO:
         raise VcfError(f"{name}: cannot be opened: {error.strerror}") from error
 
 
-def _last_bytes(path: Path) -> bytes:
-    with path.open("rb") as handle:
-        handle.seek(max(0, path.stat().st_size - len(BGZF_END)))
-        return handle.read()
-
-
 def _check_bgzf_end(tail: bytes, name: str) -> None:
     if tail != BGZF_END:
         raise VcfError(
@@ -187,7 +173,7 @@ def _inflate(chunks: Iterator[bytes], name: str, *, complete: bool) -> Iterator[
                 data = data.lstrip(b"\0")
                 if not data:
                     break
-                decoder = zlib.decompressobj(_GZIP_WINDOW)
+                decoder = zlib.decompressobj(GZIP_WINDOW)
             try:
                 text = decoder.decompress(data)
             except zlib.error as error:
