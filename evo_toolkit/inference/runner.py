@@ -29,6 +29,14 @@ _GPU_TOKENS = 65_536
 _MOST_ROWS = 256
 
 
+def padded(tokens: Sequence[NDArray[np.uint8]], shape: tuple[int, int]) -> NDArray[np.int64]:
+    """Rows of tokens as one array of `shape`, filled with the pad token."""
+    ids = np.full(shape, ByteTokenizer.pad_id, dtype=np.int64)
+    for row, values in enumerate(tokens):
+        ids[row, : len(values)] = values
+    return ids
+
+
 def default_rows(length: int, device: torch.device) -> int:
     """Rows of a forward over windows of `length` tokens: fixed per window and class of device."""
     budget = _GPU_TOKENS if device.type == "cuda" else _CPU_TOKENS
@@ -62,7 +70,9 @@ class LogProbRunner:
                     raise
                 self.shape = (rows // 2, length)
                 torch.cuda.empty_cache()
-                _log.warning("out of memory with %d rows of %d bases; using %d", rows, length, rows // 2)
+                _log.warning(
+                    "out of memory with %d rows of %d bases; using %d", rows, length, rows // 2
+                )
         start = time.perf_counter()
         self(filler)
         return time.perf_counter() - start
@@ -78,10 +88,8 @@ class LogProbRunner:
         results: list[NDArray[np.float32]] = []
         for start in range(0, len(rows), size):
             batch = rows[start : start + size]
-            ids = np.full((size, length), ByteTokenizer.pad_id, dtype=np.int64)
-            for index, row in enumerate(batch):
-                ids[index, : len(row)] = row
-            log_probs = self.model.token_log_probs(torch.from_numpy(ids).to(self.model.device))
+            ids = torch.from_numpy(padded(batch, (size, length)))
+            log_probs = self.model.token_log_probs(ids.to(self.model.device))
             found = log_probs.float().cpu().numpy()
             results.extend(found[index, : len(row)].copy() for index, row in enumerate(batch))
         return results

@@ -112,7 +112,9 @@ class Attention(nn.Module):
         if torch.is_grad_enabled():
             own_k = torch.cat([state.k[:, :filled], k], dim=1)
             own_v = torch.cat([state.v[:, :filled], v], dim=1)
-            return AttentionState(state.prefix_k, state.prefix_v, own_k, own_v, length, length.clone())
+            return AttentionState(
+                state.prefix_k, state.prefix_v, own_k, own_v, length, length.clone()
+            )
         if state.k.shape[1] >= total and int(state.claimed) == filled:
             state.k[:, filled:total] = k
             state.v[:, filled:total] = v

@@ -119,7 +119,9 @@ class StripedHyena2Config:
         if self.vocab_size < 256:
             raise ConfigError(f"vocab_size {self.vocab_size} is below 256; tokens are bytes")
         if self.featurizer_length < 2 or self.se_length < 2 or self.mr_length < 2:
-            raise ConfigError("filters need at least 2 taps (featurizer_length, se_length, mr_length)")
+            raise ConfigError(
+                "filters need at least 2 taps (featurizer_length, se_length, mr_length)"
+            )
         for name in ("rotary_base", "rotary_interpolation", "norm_eps"):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
@@ -197,7 +199,9 @@ def config_from_vortex(values: dict[str, Any]) -> StripedHyena2Config:
 
     def need(key: str) -> Any:
         if values.get(key) is None:
-            raise ConfigError(f"the configuration lacks {key!r}; is it an Evo 2 (StripedHyena 2) configuration?")
+            raise ConfigError(
+                f"the configuration lacks {key!r}; is it an Evo 2 (StripedHyena 2) configuration?"
+            )
         return values[key]
 
     def refuse_unless(key: str, allowed: object, default: object) -> None:
@@ -205,7 +209,9 @@ def config_from_vortex(values: dict[str, Any]) -> StripedHyena2Config:
         if given is None:
             given = default
         if given != allowed:
-            raise ConfigError(f"{key} is {given!r}; only {allowed!r} is supported (StripedHyena 2 as released for Evo 2)")
+            raise ConfigError(
+                f"{key} is {given!r}; only {allowed!r} is supported (StripedHyena 2 as released for Evo 2)"
+            )
 
     refuse_unless("proj_groups", 1, 1)
     refuse_unless("column_split_hyena", False, False)
@@ -230,7 +236,9 @@ def config_from_vortex(values: dict[str, Any]) -> StripedHyena2Config:
     width = int(need("hidden_size"))
     groups = int(need("hcm_filter_groups"))
     if int(need("hcs_filter_groups")) != groups:
-        raise ConfigError("hcs_filter_groups and hcm_filter_groups differ; only equal ones are supported")
+        raise ConfigError(
+            "hcs_filter_groups and hcm_filter_groups differ; only equal ones are supported"
+        )
     mlp_width = values.get("inner_mlp_size")
     if mlp_width is None:
         multiple = int(values.get("inner_size_multiple_of") or 64)
@@ -278,9 +286,15 @@ def read_config(path: Path | str) -> StripedHyena2Config:
             values = json.loads(text)
     except Exception as error:  # noqa: BLE001 - any parser error is the user's file
         detail = str(error).splitlines()[0]
-        raise ConfigError(f"configuration {path} is not valid {path.suffix or 'JSON'}: {detail}") from None
+        raise ConfigError(
+            f"configuration {path} is not valid {path.suffix or 'JSON'}: {detail}"
+        ) from None
     if not isinstance(values, dict):
-        raise ConfigError(f"configuration {path} holds a {type(values).__name__}, not keys and values")
+        raise ConfigError(
+            f"configuration {path} holds a {type(values).__name__}, not keys and values"
+        )
     if "pattern" in values:
-        return StripedHyena2Config.from_dict({k: v for k, v in values.items() if k != "format_version"})
+        return StripedHyena2Config.from_dict(
+            {k: v for k, v in values.items() if k != "format_version"}
+        )
     return config_from_vortex(values)

@@ -7,6 +7,7 @@ checkpoints are from their published configurations and repositories.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from evo_toolkit.model.config import Evidence, StripedHyena2Config
 
@@ -38,15 +39,17 @@ class ModelEntry:
     note: str
 
 
-def _evo2(name: str, *, repo: str | None = None, gb: float, note: str, **config: object) -> ModelEntry:
-    defaults: dict[str, object] = {
+def _evo2(
+    name: str, *, repo: str | None = None, gb: float, note: str, **config: Any
+) -> ModelEntry:
+    defaults: dict[str, Any] = {
         "name": name,
         "domains": _ALL_DOMAINS,
         "not_for": _NOT_EUKARYOTIC_VIRUSES,
         "default_window": 8192,
     }
     return ModelEntry(
-        config=StripedHyena2Config(**{**defaults, **config}),  # type: ignore[arg-type]
+        config=StripedHyena2Config(**{**defaults, **config}),
         repo=repo or f"arcinstitute/{name}",
         filename=f"{name}.pt",
         download_gb=gb,
@@ -54,7 +57,7 @@ def _evo2(name: str, *, repo: str | None = None, gb: float, note: str, **config:
     )
 
 
-_7B: dict[str, object] = {
+_7B: dict[str, Any] = {
     "pattern": _7B_PATTERN,
     "width": 4096,
     "num_heads": 32,
@@ -62,7 +65,7 @@ _7B: dict[str, object] = {
     "filter_groups": 256,
     "fp8": "insensitive",
 }
-_40B: dict[str, object] = {
+_40B: dict[str, Any] = {
     "pattern": _40B_PATTERN,
     "width": 8192,
     "num_heads": 64,

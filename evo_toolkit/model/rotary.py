@@ -18,7 +18,13 @@ def rotary_frequencies(head_width: int, base: float, *, through_bf16: bool) -> T
     return frequencies.to(torch.bfloat16).to(torch.float32) if through_bf16 else frequencies
 
 
-def rotate(x: Tensor, positions: Tensor, frequencies: Tensor, interpolation: float, rounding: torch.dtype | None) -> Tensor:
+def rotate(
+    x: Tensor,
+    positions: Tensor,
+    frequencies: Tensor,
+    interpolation: float,
+    rounding: torch.dtype | None,
+) -> Tensor:
     """Rotate the pairs (i, i + E/2) of every head by `position / interpolation * frequency_i`.
 
     Args:

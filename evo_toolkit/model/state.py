@@ -69,12 +69,19 @@ def fork_state(state: ModelState, rows: int) -> ModelState:
             zero = torch.zeros_like(layer.length)
             forked.append(
                 AttentionState(
-                    layer.k[:, :filled], layer.v[:, :filled], empty, empty.clone(), zero, zero.clone()
+                    layer.k[:, :filled],
+                    layer.v[:, :filled],
+                    empty,
+                    empty.clone(),
+                    zero,
+                    zero.clone(),
                 )
             )
             continue
         for x in layer:
             if x.shape[0] != 1:
-                raise ValueError(f"fork_state takes the state of one sequence; this one has {x.shape[0]}")
-        forked.append(type(layer)(*(x.expand(rows, *x.shape[1:]) for x in layer)))  # type: ignore[arg-type]
+                raise ValueError(
+                    f"fork_state takes the state of one sequence; this one has {x.shape[0]}"
+                )
+        forked.append(type(layer)(*(x.expand(rows, *x.shape[1:]) for x in layer)))
     return tuple(forked)

@@ -73,22 +73,31 @@ class StripedHyena2(nn.Module):
         return torch.float32 if ".mixer." in name else self.policy.compute_dtype
 
     def hidden(
-        self, input_ids: Tensor, state: ModelState | None = None, *, return_state: bool = False
+        self,
+        input_ids: Tensor,
+        state: ModelState | None = None,
+        *,
+        return_state: bool = False,
+        num_blocks: int | None = None,
     ) -> tuple[Tensor, ModelState | None]:
         """The residual stream after the last block, before the final norm: `[B, L, D]`.
 
         Args:
             input_ids: `[B, L]` integer tokens.
             state: What the positions before this chunk left, or None at the start.
+            num_blocks: Run only the first so many blocks; a state then holds as many layers.
         """
         if input_ids.dim() != 2 or input_ids.shape[1] < 1:
-            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be [batch, positions] with at least one position")
-        if state is not None and len(state) != len(self.blocks):
-            raise ValueError(f"state has {len(state)} layers, the model {len(self.blocks)}")
+            raise ValueError(
+                f"input_ids has shape {tuple(input_ids.shape)}; it must be [batch, positions] with at least one position"
+            )
+        blocks = self.blocks[:num_blocks]
+        if state is not None and len(state) != len(blocks):
+            raise ValueError(f"state has {len(state)} layers, the model {len(blocks)}")
         x = F.embedding(input_ids, self.embedding.weight).to(self.policy.compute_dtype)
         states = []
         with float32_products(self.policy.full_float32):
-            for index, block in enumerate(self.blocks):
+            for index, block in enumerate(blocks):
                 x, layer_state = block(
                     x, None if state is None else state[index], return_state=return_state
                 )
@@ -145,7 +154,9 @@ class StripedHyena2(nn.Module):
             `[B, L]` float32 (float64 for a float64 model). Position 0 has no prediction and is NaN.
         """
         x, _ = self.hidden(input_ids)
-        first = x.new_full((x.shape[0], 1), float("nan"), dtype=torch.promote_types(x.dtype, torch.float32))
+        first = x.new_full(
+            (x.shape[0], 1), float("nan"), dtype=torch.promote_types(x.dtype, torch.float32)
+        )
         return torch.cat([first, self.gather_log_probs(x[:, :-1], input_ids[:, 1:])], dim=1)
 
     def gather_log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -157,5 +168,7 @@ class StripedHyena2(nn.Module):
             wanted = targets[:, start : start + _HEAD_SLICE, None].to(torch.int64)
             slices.append(logits.gather(-1, wanted)[..., 0] - logits.logsumexp(-1))
         if not slices:
-            return hidden.new_zeros((hidden.shape[0], 0), dtype=torch.promote_types(hidden.dtype, torch.float32))
+            return hidden.new_zeros(
+                (hidden.shape[0], 0), dtype=torch.promote_types(hidden.dtype, torch.float32)
+            )
         return torch.cat(slices, dim=1)

@@ -10,7 +10,9 @@ from evo_kernels.errors import KernelError
 def check_chunk(name: str, x: Tensor) -> tuple[int, int, int]:
     """Return (B, L, C) of a `[B, L, C]` tensor with at least one position."""
     if x.dim() != 3:
-        raise KernelError(f"{name} has shape {tuple(x.shape)}; it must be [batch, positions, channels]")
+        raise KernelError(
+            f"{name} has shape {tuple(x.shape)}; it must be [batch, positions, channels]"
+        )
     if x.shape[1] < 1:
         raise KernelError(f"{name} has no positions; a chunk has at least one")
     return x.shape[0], x.shape[1], x.shape[2]
@@ -18,7 +20,9 @@ def check_chunk(name: str, x: Tensor) -> tuple[int, int, int]:
 
 def check_shape(name: str, x: Tensor, shape: tuple[int | None, ...]) -> None:
     """Raise unless `x` has the shape, where None allows any size."""
-    if x.dim() != len(shape) or any(want is not None and want != have for want, have in zip(shape, x.shape, strict=True)):
+    if x.dim() != len(shape) or any(
+        want is not None and want != have for want, have in zip(shape, x.shape, strict=True)
+    ):
         want = ", ".join("any" if s is None else str(s) for s in shape)
         raise KernelError(f"{name} has shape {tuple(x.shape)}; it must be [{want}]")
 
@@ -36,5 +40,7 @@ def check_groups(h: Tensor, width: int) -> int:
     """Return the group size of grouped taps `[G, K]`."""
     check_shape("h", h, (None, None))
     if width % h.shape[0]:
-        raise KernelError(f"h has {h.shape[0]} filter groups; the number must divide the {width} channels")
+        raise KernelError(
+            f"h has {h.shape[0]} filter groups; the number must divide the {width} channels"
+        )
     return width // h.shape[0]

@@ -36,11 +36,20 @@ def attention_two_segment(
         KernelError: if shapes disagree.
     """
     if q.dim() != 4:
-        raise KernelError(f"q has shape {tuple(q.shape)}; it must be [continuations, positions, heads, channels]")
+        raise KernelError(
+            f"q has shape {tuple(q.shape)}; it must be [continuations, positions, heads, channels]"
+        )
     A, L, H, E = q.shape
-    for name, x, rows in (("prefix_k", prefix_k, 1), ("prefix_v", prefix_v, 1), ("k", k, A), ("v", v, A)):
+    for name, x, rows in (
+        ("prefix_k", prefix_k, 1),
+        ("prefix_v", prefix_v, 1),
+        ("k", k, A),
+        ("v", v, A),
+    ):
         check_shape(name, x, (rows, None, H, E))
     if k.shape[1] < L:
-        raise KernelError(f"k has {k.shape[1]} positions for {L} queries; it must hold those of the queries too")
+        raise KernelError(
+            f"k has {k.shape[1]} positions for {L} queries; it must hold those of the queries too"
+        )
     resolve("attention_two_segment", backend, q.device.type)
     return attention_two_segment_reference(q, prefix_k, prefix_v, k, v)

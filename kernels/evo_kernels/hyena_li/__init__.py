@@ -1,5 +1,6 @@
 """Hyena-LI: gated convolution with long implicit filters, sums of real exponentials."""
 
-from evo_kernels.hyena_li.op import LIState, hyena_li
+from evo_kernels.hyena_li.op import hyena_li
+from evo_kernels.hyena_li.reference import LIState
 
 __all__ = ["LIState", "hyena_li"]

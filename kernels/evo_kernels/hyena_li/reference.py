@@ -42,9 +42,7 @@ def _powers(log_poles: Tensor, exponents: Tensor) -> Tensor:
     return torch.exp(log_poles[:, None, :] * exponents[None, :, None])
 
 
-def _tile(
-    z: Tensor, carry: Tensor, log_poles: Tensor, residues: Tensor
-) -> tuple[Tensor, Tensor]:
+def _tile(z: Tensor, carry: Tensor, log_poles: Tensor, residues: Tensor) -> tuple[Tensor, Tensor]:
     """Convolve m whole chunks of C positions.
 
     Args:

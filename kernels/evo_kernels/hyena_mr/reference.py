@@ -47,7 +47,11 @@ def grouped_fir(padded: Tensor, h: Tensor, num_positions: int) -> Tensor:
     num_blocks = -(-num_positions // block)
     padded = torch.nn.functional.pad(padded, (0, 0, 0, num_blocks * block - num_positions))
     span = block + K - 1
-    lag = torch.arange(block, device=h.device)[:, None] + (K - 1) - torch.arange(span, device=h.device)
+    lag = (
+        torch.arange(block, device=h.device)[:, None]
+        + (K - 1)
+        - torch.arange(span, device=h.device)
+    )
     inside = (lag >= 0) & (lag < K)
     toeplitz = torch.where(inside, h[:, lag.clamp(0, K - 1)], h.new_zeros(()))  # [G, block, span]
     windows = padded.view(B, -1, G, D // G).unfold(1, span, block)  # [B, n, G, D/G, span]

@@ -1,0 +1,204 @@
+"""Embeddings: outputs of layers by name, pooled over positions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from evo_toolkit.inference.batching import CHUNK, batches, checked_masks, encode
+from evo_toolkit.inference.runner import padded
+
+if TYPE_CHECKING:
+    from evo_toolkit.model.striped_hyena import StripedHyena2
+
+Pool = Literal["mean", "last", "none"]
+POOLS: tuple[Pool, ...] = ("mean", "last", "none")
+
+_BLOCK = re.compile(r"blocks\.(\d+)(?:\.|$)")
+
+# What the released implementation calls the same places.
+_RELEASED_NAMES: Mapping[str, str] = {
+    "embedding_layer": "embedding",
+    "out_filter_dense": "out_projection",
+    "filter": "mixer",
+    "inner_mha_cls": "mixer",
+}
+
+
+def resolve_layer(model: StripedHyena2, name: str) -> str:
+    """The name of a module of ours; released names such as `blocks.3.filter` are understood.
+
+    Raises:
+        ValueError: for a name that no module has.
+    """
+    parts = [_RELEASED_NAMES.get(part, part) for part in name.split(".")]
+    resolved = ".".join(parts)
+    modules = dict(model.named_modules())
+    if name and resolved in modules and resolved not in ("blocks", "norm"):
+        return resolved
+    if resolved == "norm":
+        return resolved
+    last = len(model.blocks) - 1
+    raise ValueError(
+        f"layer {name!r} does not exist in {model.config.name}; use for example blocks.{last // 2} (residual stream), "
+        f"blocks.{last // 2}.mlp.l3, or norm; blocks run from 0 to {last}"
+    )
+
+
+@contextmanager
+def _captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Outputs of the named modules during the block, the first element of a tuple."""
+    outputs: dict[str, Tensor] = {}
+    modules = dict(model.named_modules())
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            outputs[name] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [modules[name].register_forward_hook(keep(name)) for name in names]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Tap:
+    """Runs chunks through as many blocks as the deepest layer asked for needs."""
+
+    def __init__(self, model: StripedHyena2, names: Sequence[str]) -> None:
+        self.model = model
+        self.names = list(names)
+        depths = [int(match[1]) + 1 for name in names if (match := _BLOCK.match(name))]
+        whole = any(name == "norm" for name in names)
+        self.num_blocks = len(model.blocks) if whole else max(depths, default=0)
+
+    def run(
+        self, ids: Tensor, state: Any = None, *, return_state: bool
+    ) -> tuple[dict[str, Tensor], Any]:
+        with _captured(
+            self.model, [n for n in self.names if n not in ("norm", "embedding")]
+        ) as out:
+            hidden, state = self.model.hidden(
+                ids, state, return_state=return_state, num_blocks=self.num_blocks
+            )
+        if "norm" in self.names:
+            out["norm"] = self.model.norm(hidden)
+        if "embedding" in self.names:
+            out["embedding"] = nn.functional.embedding(ids, self.model.embedding.weight)
+        return out, state
+
+
+def _pool(
+    values: NDArray[np.float32], mask: NDArray[np.bool_] | None, pool: Pool
+) -> NDArray[np.float32]:
+    """`[L, C]` to `[C]`, or the kept rows for "none"."""
+    kept = values if mask is None else values[mask]
+    if pool == "none":
+        return kept
+    if pool == "last":
+        return kept[-1]
+    return kept.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+
+@torch.inference_mode()
+def embed(
+    model: StripedHyena2,
+    sequences: Sequence[str | bytes],
+    layers: str | Sequence[str],
+    *,
+    pool: Pool = "mean",
+    masks: Sequence[NDArray[np.bool_]] | None = None,
+) -> dict[str, NDArray[np.float32] | list[NDArray[np.float32]]]:
+    """Outputs of layers by name.
+
+    Runs only as many blocks as the deepest layer needs. A sequence's embedding does not depend on
+    the others; sequences longer than 16,384 tokens go through the states in chunks, exactly.
+
+    Args:
+        sequences: Text or bytes, case as given (models were trained on upper case).
+        layers: One name or several: `blocks.12` (residual stream after block 12),
+            `blocks.12.mlp.l3`, `blocks.12.mixer`, `norm` (final norm), `embedding`.
+        pool: "mean" or "last" over the positions that the mask keeps, or "none".
+        masks: One boolean array per sequence, True where the position counts; default all.
+
+    Returns:
+        For each layer, under the name given, `[n, C]` float32; for `pool="none"` a list of
+        `[positions, C]`.
+
+    Raises:
+        ValueError: for an unknown layer or pool, an empty sequence, a mask of another length or one
+            that keeps nothing (unless `pool` is "none").
+    """
+    if isinstance(sequences, str | bytes):
+        raise ValueError("sequences is one string; give a list of sequences, such as [sequence]")
+    if pool not in POOLS:
+        raise ValueError(f"pool is {pool!r}; use one of {', '.join(POOLS)}")
+    wanted = [layers] if isinstance(layers, str) else list(layers)
+    if not wanted:
+        raise ValueError("no layer was named; use for example blocks.0")
+    names = {given: resolve_layer(model, given) for given in wanted}
+    tokens = encode(sequences)
+    checked = checked_masks(masks, [len(t) for t in tokens])
+    for index, mask in enumerate(checked):
+        if mask is not None and pool != "none" and not mask.any():
+            raise ValueError(f"mask {index} keeps no position, so {pool} has nothing to pool")
+
+    tap = _Tap(model, sorted(set(names.values())))
+    pooled: dict[str, list[NDArray[np.float32]]] = {
+        name: [np.empty(0, np.float32)] * len(tokens) for name in tap.names
+    }
+    for indices, shape in batches([len(t) for t in tokens], model.device):
+        ids = torch.from_numpy(padded([tokens[i] for i in indices], shape)).to(model.device)
+        outputs, _ = tap.run(ids, return_state=False)
+        for name, output in outputs.items():
+            for row, index in enumerate(indices):
+                values = output[row, : len(tokens[index])].float().cpu().numpy()
+                pooled[name][index] = _pool(values, checked[index], pool)
+    for index, values in enumerate(tokens):
+        if len(values) > CHUNK:
+            found = _embed_long(tap, values, checked[index], pool)
+            for name in tap.names:
+                pooled[name][index] = found[name]
+    if pool == "none":
+        return {given: pooled[name] for given, name in names.items()}
+    return {
+        given: np.stack(pooled[name]) if tokens else np.empty((0, 0), np.float32)
+        for given, name in names.items()
+    }
+
+
+def _embed_long(
+    tap: _Tap, tokens: NDArray[np.uint8], mask: NDArray[np.bool_] | None, pool: Pool
+) -> dict[str, NDArray[np.float32]]:
+    """One long sequence, chunk after chunk; "mean" and "last" hold one chunk at a time."""
+    ids = torch.from_numpy(tokens.astype(np.int64))[None].to(tap.model.device)
+    sums: dict[str, NDArray[np.float64]] = {}
+    latest: dict[str, NDArray[np.float32]] = {}
+    pieces: dict[str, list[NDArray[np.float32]]] = {name: [] for name in tap.names}
+    kept, state = 0, None
+    for start in range(0, len(tokens), CHUNK):
+        outputs, state = tap.run(ids[:, start : start + CHUNK], state, return_state=True)
+        keep = slice(None) if mask is None else mask[start : start + CHUNK]
+        for name, output in outputs.items():
+            values = output[0].float().cpu().numpy()[keep]
+            if pool == "none":
+                pieces[name].append(values)
+            elif len(values):
+                sums[name] = sums.get(name, 0.0) + values.sum(axis=0, dtype=np.float64)
+                latest[name] = values[-1]
+        kept += len(values)
+    if pool == "none":
+        return {name: np.concatenate(parts) for name, parts in pieces.items()}
+    if pool == "last":
+        return latest
+    return {name: (total / kept).astype(np.float32) for name, total in sums.items()}
