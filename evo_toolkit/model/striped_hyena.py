@@ -27,6 +27,7 @@ class StripedHyena2(nn.Module):
         config: Shape and meaning.
         policy: How numbers are represented; fixed at construction.
         source: Where the weights came from, for outputs; "random" until a loader sets it.
+        sha256: Digest of the weights, "" until a loader sets it.
         notes: Remarks that every output made with this model must carry.
     """
 
@@ -47,6 +48,7 @@ class StripedHyena2(nn.Module):
         self.config = config
         self.policy = policy or resolve_precision("default", torch.device("cpu"))
         self.source = "random"
+        self.sha256 = ""
         self.notes: tuple[str, ...] = ()
         with torch.random.fork_rng(devices=[], enabled=generator_seed is not None):
             if generator_seed is not None:

@@ -198,5 +198,5 @@ class RunInfo:
     strands: str
     shapes: tuple[tuple[int, int], ...]
     genome: str
-    genome_sha256_fai: str
+    genome_contigs_sha256: str
     notes: tuple[str, ...] = ()

@@ -1,0 +1,86 @@
+"""Scoring variants from Python: the rows of the command, as a DataFrame."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evo_data.fasta import Fasta
+from evo_toolkit.errors import OutOfDomainWarning
+from evo_toolkit.variants.run import ScoringRun, open_variants
+from evo_toolkit.variants.score import DEFAULT_MAX_ALLELE
+from evo_toolkit.variants.scores import TABLE_COLUMNS, table_row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from evo_toolkit.model.striped_hyena import StripedHyena2
+
+
+def score_variants(
+    model: StripedHyena2,
+    variants: Path | str,
+    genome: Path | str,
+    *,
+    window: int | None = None,
+    strands: str = "both",
+    max_allele: int = DEFAULT_MAX_ALLELE,
+    filters: Sequence[str] | None = None,
+    allow_out_of_domain: bool = False,
+) -> pd.DataFrame:
+    """Score every alternate allele of a VCF or BCF.
+
+    A positive `dll` means that the alternate is more likely to the model than the reference;
+    `evo_toolkit.variants.scores` has the formulas.
+
+    Args:
+        model: From `load_model`.
+        variants: VCF (plain, gzip, bgzip) or BCF.
+        genome: FASTA, indexed when it is not yet.
+        window: Bases per window; None is the model's `default_window`.
+        strands: "both" (averaged), "fwd" or "rc".
+        max_allele: Longest allele that is scored, in bases.
+        filters: FILTER values to keep, such as ["PASS", "."]; None keeps every record.
+        allow_out_of_domain: Score a genome that the model was not trained for; a warning and the
+            flag `out_of_domain` say so.
+
+    Returns:
+        One row per alternate allele, in the order of the file, columns `TABLE_COLUMNS`; `pos` is
+        1-based. `attrs["evo_toolkit"]` holds the run's manifest and the reference bits per base.
+
+    Raises:
+        ValueError: for files that cannot be read, no common contig, or a genome outside the
+            model's domain.
+    """
+    import pandas as pd
+
+    with Fasta(genome) as reference:
+        opened = open_variants(
+            variants,
+            reference,
+            filters=None if filters is None else frozenset(filters),
+            max_allele=max_allele,
+        )
+        run = ScoringRun(
+            model,
+            reference,
+            opened,
+            window=window,
+            strands=strands,
+            max_allele=max_allele,
+            allow_out_of_domain=allow_out_of_domain,
+        )
+        if run.domain_note:
+            warnings.warn(run.domain_note, OutOfDomainWarning, stacklevel=2)
+        rows = [
+            table_row(scored.record, allele) for scored in run.records() for allele in scored.alleles
+        ]
+    frame = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+    frame.attrs["evo_toolkit"] = {
+        **dataclasses.asdict(run.info),
+        "reference_bits_per_base": run.scorer.reference_bits.bits_per_base,
+    }
+    return frame

@@ -1,0 +1,283 @@
+"""One scoring run from files to scored records: what is checked before the model loads, and after."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from evo_data.contigs import map_contigs
+from evo_data.fasta import Fasta
+from evo_data.variant import AlleleStatus, classify_allele
+from evo_data.vcf import VariantReader, VcfHeader, VcfRecord
+from evo_toolkit._version import __version__
+from evo_toolkit.errors import EvoError
+from evo_toolkit.inference.domain import OUT_OF_DOMAIN_FLAG, check_domain
+from evo_toolkit.inference.runner import LogProbRunner
+from evo_toolkit.variants.score import DEFAULT_MAX_ALLELE, STRANDS, VariantScorer
+from evo_toolkit.variants.scores import RunInfo, ScoredRecord
+
+if TYPE_CHECKING:
+    from evo_toolkit.model.striped_hyena import StripedHyena2
+
+UNINFORMATIVE_BITS = 1.95
+"""Reference bits per base above which a model predicts a sequence no better than its composition:
+four equally frequent bases take 2 bits."""
+
+_MOST_NAMES = 8
+
+
+class ContigNames(Mapping[str, str]):
+    """The genome's name for each contig name of the variants, found when first asked for."""
+
+    def __init__(self, genome: Fasta, declared: Mapping[str, int | None]) -> None:
+        self._genome = genome
+        self._declared = {name: length for name, length in declared.items() if length is not None}
+        self._found: dict[str, str | None] = {}
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._found:
+            mapped = map_contigs([name], self._genome.lengths, self._declared)
+            self._found[name] = mapped.get(name)
+        found = self._found[name]
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, found in self._found.items() if found is not None)
+
+    def __len__(self) -> int:
+        return sum(found is not None for found in self._found.values())
+
+
+@dataclass
+class Variants:
+    """A variant file after its pre-flight: header, contig names, counts, and its records.
+
+    Attributes:
+        path: The file, or "-" for stdin.
+        header: Its header.
+        contigs: The genome's contig names.
+        num_records: Records that pass the filter; None for stdin, which can be read only once.
+        num_filtered: Records that do not.
+        num_alleles: Alternate alleles of those that pass.
+        num_candidates: Those that may be scored, as far as their text and contig tell.
+        num_sites: Distinct places of the candidates.
+    """
+
+    path: Path | str
+    header: VcfHeader
+    contigs: ContigNames
+    filters: frozenset[str] | None = None
+    num_records: int | None = None
+    num_filtered: int = 0
+    num_alleles: int = 0
+    num_candidates: int = 0
+    num_sites: int = 0
+    _stdin: VariantReader | None = field(default=None, repr=False)
+
+    def records(self) -> Iterator[VcfRecord]:
+        """The records that pass the filter, in the order of the file."""
+        if self._stdin is not None:
+            with self._stdin as reader:
+                yield from self._passing(reader)
+            return
+        with VariantReader(self.path) as reader:
+            yield from self._passing(reader)
+
+    def _passing(self, records: VariantReader) -> Iterator[VcfRecord]:
+        for record in records:
+            if passes(record, self.filters):
+                yield record
+
+
+def passes(record: VcfRecord, filters: frozenset[str] | None) -> bool:
+    """Whether one of the record's FILTER values was asked for; "." stands for none applied."""
+    if filters is None:
+        return True
+    return any(value in filters for value in (record.filters or (".",)))
+
+
+def open_variants(
+    path: Path | str,
+    genome: Fasta,
+    *,
+    filters: frozenset[str] | None = None,
+    max_allele: int = DEFAULT_MAX_ALLELE,
+    info_prefix: str | None = None,
+) -> Variants:
+    """Read a variant file once before anything expensive happens.
+
+    Stdin can be read only once: of it only the header is looked at.
+
+    Args:
+        filters: FILTER values to keep, as in `bcftools view -f`; None keeps every record.
+        info_prefix: Refuse records that already carry INFO keys with this prefix.
+
+    Raises:
+        VcfError: if the file cannot be read to its end.
+        EvoError: if no contig of the variants is in the genome, or INFO keys would be doubled.
+    """
+    reader = VariantReader(path)
+    header = reader.header
+    contigs = ContigNames(genome, header.contigs)
+    variants = Variants(path, header, contigs, filters)
+    if str(path) == "-":
+        variants._stdin = reader
+        _require_a_contig(list(header.contigs), contigs, genome)
+        return variants
+    variants.num_records = 0
+    taken = None
+    if info_prefix is not None:
+        taken = re.compile(rb"(?:^|;)" + re.escape(info_prefix.encode()) + rb"_\w+")
+    names: dict[str, None] = {}
+    place: tuple[str, int] | None = None
+    with reader:
+        for record in reader:
+            if not passes(record, filters):
+                variants.num_filtered += 1
+                continue
+            names[record.contig] = None
+            variants.num_records += 1
+            variants.num_alleles += len(record.alts)
+            if taken is not None and (found := taken.search(record.info)):
+                key = found[0].lstrip(b";").decode(errors="replace")
+                raise EvoError(
+                    f"{path}: line {record.number} already has INFO key {key}; choose another prefix with --info-prefix"
+                )
+            candidates = sum(
+                classify_allele(record.ref, alt, max_allele=max_allele) is AlleleStatus.OK
+                for alt in record.alts
+            )
+            if candidates and record.contig in contigs:
+                variants.num_candidates += candidates
+                variants.num_sites += place != (record.contig, record.pos)
+                place = (record.contig, record.pos)
+    _require_a_contig(list(names), contigs, genome)
+    return variants
+
+
+def _require_a_contig(names: list[str], contigs: ContigNames, genome: Fasta) -> None:
+    if names and not any(name in contigs for name in names):
+        raise EvoError(
+            f"no contig of the variants is in the genome: the variants have {_listed(names)}, "
+            f"{genome.path} has {_listed(list(genome.lengths))}; use the genome the variants were called on"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
+
+
+def genome_digest(genome: Fasta) -> str:
+    """sha256 over the names and lengths of the contigs, in file order, as `name<TAB>length` lines."""
+    lines = "".join(f"{name}\t{length}\n" for name, length in genome.lengths.items())
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+class ScoringRun:
+    """A model, a genome and variants, ready to score.
+
+    Attributes:
+        info: What outputs must say about the run.
+        seconds_per_forward: Measured by the probe.
+        scorer: The engine; its `reference_bits` fill while the records are read.
+    """
+
+    def __init__(
+        self,
+        model: StripedHyena2,
+        genome: Fasta,
+        variants: Variants,
+        *,
+        window: int | None = None,
+        strands: str = "both",
+        max_allele: int = DEFAULT_MAX_ALLELE,
+        allow_out_of_domain: bool = False,
+        command: str | None = None,
+    ) -> None:
+        """Check the domain, find a shape that fits the memory, measure one forward.
+
+        Args:
+            window: Bases per window; None is the model's `default_window`.
+            strands: "both", "fwd" or "rc".
+            max_allele: Longest allele that is scored, in bases.
+            allow_out_of_domain: Consent to score a genome that the model was not trained for.
+            command: The command line, for outputs; None leaves it out.
+
+        Raises:
+            OutOfDomainError: without that consent.
+            UsageError: for an unknown strand or a window too small.
+        """
+        domain_note = check_domain(model.config, genome.lengths, allow=allow_out_of_domain)
+        self.domain_note = domain_note
+        runner = LogProbRunner(model, model.config.default_window if window is None else window)
+        self.scorer = VariantScorer(
+            runner,
+            genome,
+            variants.contigs,
+            strands=strands,
+            max_allele=max_allele,
+            flags=(OUT_OF_DOMAIN_FLAG,) if domain_note else (),
+        )
+        self.variants = variants
+        self.seconds_per_forward = runner.probe()
+        notes = (*model.notes, *((domain_note,) if domain_note else ()))
+        self.info = RunInfo(
+            version=__version__,
+            command=command,
+            model=model.config.name,
+            model_sha256=model.sha256,
+            precision=model.policy.describe(),
+            device=str(model.device),
+            window=runner.shape[1],
+            strands=strands,
+            shapes=(runner.shape,),
+            genome=str(genome.path),
+            genome_contigs_sha256=genome_digest(genome),
+            notes=notes,
+        )
+
+    def estimate(self) -> float | None:
+        """Seconds that scoring will take, from the probe; None when the input cannot be counted.
+
+        One forward holds a fixed number of windows; a place needs its reference and each of its
+        alternates once on every strand.
+        """
+        if self.variants.num_records is None:
+            return None
+        rows = (self.variants.num_candidates + self.variants.num_sites) * len(
+            ("+", "-") if self.scorer.strands == "both" else (self.scorer.strands,)
+        )
+        forwards = -(-rows // self.scorer.runner.shape[0])
+        return forwards * self.seconds_per_forward
+
+    def records(self) -> Iterator[ScoredRecord]:
+        """Score the variants, in order."""
+        return self.scorer.score(self.variants.records())
+
+    def bits_line(self) -> str | None:
+        """How well the model predicts the reference of the scored windows; None if nothing was."""
+        bits = self.scorer.reference_bits.bits_per_base
+        if bits is None:
+            return None
+        line = f"reference of the scored windows: {bits:.3f} bits per base"
+        if bits > UNINFORMATIVE_BITS:
+            line += "; above 1.95 the model predicts this sequence no better than base composition, so its scores mean little here"
+        return line
+
+
+__all__ = [
+    "STRANDS",
+    "ContigNames",
+    "ScoringRun",
+    "Variants",
+    "genome_digest",
+    "open_variants",
+    "passes",
+]
