@@ -1,0 +1,1 @@
+"""Reading, writing, converting and downloading weights."""

@@ -1,0 +1,157 @@
+"""`load_model`: a model from a name or a path, on a device, at a precision."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from evo_toolkit.checkpoint.names import rounded_when_released
+from evo_toolkit.checkpoint.opening import Opened, open_source, refuse_inaccurate
+from evo_toolkit.checkpoint.source import Origin
+from evo_toolkit.errors import CheckpointError, UsageError
+from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.precision import PrecisionPolicy, resolve_precision
+from evo_toolkit.model.striped_hyena import StripedHyena2
+
+if TYPE_CHECKING:
+    from evo_kernels.backend import Backend
+
+_log = logging.getLogger("evo_toolkit")
+
+_ORIGIN = "weights_origin"
+
+
+def load_model(
+    source: str | Path,
+    *,
+    config: StripedHyena2Config | Path | str | None = None,
+    device: str | torch.device = "auto",
+    precision: str = "default",
+    backend: Backend = "auto",
+    allow_inaccurate: bool = False,
+) -> StripedHyena2:
+    """Load a model for inference.
+
+    Weights are read through a memory map, one tensor at a time, straight to their place and dtype.
+
+    Args:
+        source: "evo-mini" (bundled), the name of a released model that has been downloaded, our
+            folder, or a released or training `.pt`, whole or in pieces.
+        config: Configuration of a `.pt` when it is not beside it, or the file that holds it.
+        device: "auto" (the first GPU, else the CPU), or a torch device.
+        precision: "default", "exact" or "vortex".
+        backend: Operators: "auto", "triton" or "reference".
+        allow_inaccurate: Run weights whose FP8 projections cannot run as trained; the model's
+            `notes`, which every output carries, then say what that costs.
+
+    Returns:
+        The model in evaluation mode, with `source` and `notes` set; `weights_sha256` gives the
+        checksum of its weights.
+
+    Raises:
+        CheckpointError: if the weights are absent, damaged, do not fit the configuration, or do not
+            fit into the device's memory.
+        InaccurateModelError: if the weights would give wrong numbers here and that is not allowed.
+        UsageError: for a device or precision that does not exist.
+    """
+    opened = open_source(source, config=config)
+    notes = refuse_inaccurate(opened.source.config, opened.name, allow=allow_inaccurate)
+    place = resolve_device(device)
+    policy = resolve_precision(precision, place, backend)
+    model = build_model(opened, place, policy)
+    model.notes = notes
+    for note in notes:
+        _log.warning("%s", note)
+    return model
+
+
+def build_model(opened: Opened, device: torch.device, policy: PrecisionPolicy) -> StripedHyena2:
+    """Fill a model with the weights of an opened source, without ever holding them twice."""
+    weights = opened.source
+    with torch.device("meta"):
+        model = StripedHyena2(weights.config, policy=policy)
+    _require_memory(model, device)
+    tensors = {}
+    for name, tensor in weights.iter_tensors(dtype=model.storage_dtype, device=device):
+        if policy.rounding is not None and rounded_when_released(name):
+            tensors[name] = tensor.to(policy.rounding).to(tensor.dtype)
+        else:
+            tensors[name] = tensor
+    model.load_state_dict(tensors, strict=True, assign=True)
+    left = [name for name, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
+    assert not left, left
+    model.source = opened.name
+    # The source itself holds an open file; the origin can be copied and pickled with the model.
+    setattr(model, _ORIGIN, weights.origin())
+    return model.eval()
+
+
+def weights_sha256(model: StripedHyena2) -> str:
+    """SHA-256 of the file that a loaded model's weights came from.
+
+    Known at once for our folders; for a `.pt` it is computed on the first call and remembered in
+    the cache folder.
+
+    Raises:
+        CheckpointError: if the model was not loaded from a file.
+    """
+    origin = getattr(model, _ORIGIN, None)
+    if not isinstance(origin, Origin):
+        raise CheckpointError("the model was not loaded from a file; its weights have no checksum")
+    return origin.sha256()
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Turn "auto", a device string or a device into a device that exists.
+
+    Raises:
+        UsageError: if it does not.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise UsageError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:N") from None
+    if place.type not in ("cpu", "cuda"):
+        raise UsageError(f"device {str(device)!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if place.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError(
+                f"device {str(device)!r}: no NVIDIA GPU is usable here; use cpu, or run evo-toolkit doctor"
+            )
+        count = torch.cuda.device_count()
+        if place.index is not None and place.index >= count:
+            raise UsageError(
+                f"device {str(device)!r}: this machine has {count} GPUs, numbered from 0"
+            )
+    return place
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of memory of a device; for the CPU, of the machine or of this process's control group."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def weight_bytes(model: StripedHyena2) -> int:
+    """Bytes that a model's parameters take as they are stored for inference."""
+    return sum(t.numel() * model.storage_dtype(k).itemsize for k, t in model.state_dict().items())
+
+
+def _require_memory(model: StripedHyena2, device: torch.device) -> None:
+    needed, there = weight_bytes(model), total_memory(device)
+    if needed > there:
+        raise CheckpointError(
+            f"{model.config.name} needs {needed / 1e9:.1f} GB for its weights in {model.policy.describe()}; {device} has {there / 1e9:.1f} GB: use a smaller model or a larger device"
+        )

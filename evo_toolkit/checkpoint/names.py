@@ -1,0 +1,53 @@
+"""Names and shapes of a model's tensors, in memory and in our files (`format_version: 1`).
+
+Shapes: V vocabulary, D width, F inner width of the MLP, G filter groups, K taps, N poles.
+"""
+
+from __future__ import annotations
+
+import re
+
+from evo_toolkit.model.config import StripedHyena2Config
+
+_MIXER_FLOAT32 = re.compile(r"\.mixer\.(log_poles|residues|inv_freq)$")
+
+
+def tensor_shapes(config: StripedHyena2Config) -> dict[str, tuple[int, ...]]:
+    """Name to shape of every tensor of a model, in the order of its layers."""
+    D, F, V = config.width, config.mlp_width, config.vocab_size
+    shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (V, D)}
+    for index, symbol in enumerate(config.pattern):
+        block = f"blocks.{index}"
+        shapes[f"{block}.pre_norm.scale"] = (D,)
+        shapes[f"{block}.projections.weight"] = (3 * D, D)
+        if symbol == "*":
+            shapes[f"{block}.mixer.inv_freq"] = (config.head_width // 2,)
+        else:
+            shapes[f"{block}.mixer.featurizer"] = (3 * D, config.featurizer_length)
+        if symbol == "S":
+            shapes[f"{block}.mixer.h"] = (config.filter_groups, config.se_length)
+        elif symbol == "D":
+            shapes[f"{block}.mixer.h"] = (config.filter_groups, config.mr_length)
+        elif symbol == "H":
+            shapes[f"{block}.mixer.log_poles"] = (D, config.li_order)
+            shapes[f"{block}.mixer.residues"] = (D, config.li_order)
+        if symbol in "DH":
+            shapes[f"{block}.mixer.D"] = (D,)
+        shapes[f"{block}.out_projection.weight"] = (D, D)
+        shapes[f"{block}.out_projection.bias"] = (D,)
+        shapes[f"{block}.post_norm.scale"] = (D,)
+        shapes[f"{block}.mlp.l1.weight"] = (F, D)
+        shapes[f"{block}.mlp.l2.weight"] = (F, D)
+        shapes[f"{block}.mlp.l3.weight"] = (D, F)
+    shapes["norm.scale"] = (D,)
+    if not config.tie_embeddings:
+        shapes["unembedding.weight"] = (V, D)
+    return shapes
+
+
+def rounded_when_released(name: str) -> bool:
+    """Whether the released implementation rounds this tensor to bfloat16 when it loads it.
+
+    Poles, residues and rotary frequencies stay float32.
+    """
+    return _MIXER_FLOAT32.search(name) is None
