@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -29,9 +29,9 @@ import pysam
 
 from evo_data.errors import VcfError
 from evo_data.vcf_stream import open_stream
-from evo_data.vcf_writer import VcfWriter
+from evo_data.vcf_writer import VcfWriter, quiet_htslib
 
-__all__ = ["VariantReader", "VcfHeader", "VcfRecord", "VcfWriter", "annotate", "quiet_htslib"]
+__all__ = ["VariantReader", "VcfHeader", "VcfRecord", "VcfWriter", "annotate"]
 
 _FIXED_COLUMNS = (b"#CHROM", b"POS", b"ID", b"REF", b"ALT", b"QUAL", b"FILTER", b"INFO")
 _FILE_FORMAT = re.compile(rb"##fileformat=VCFv\d+(\.\d+)*\s*")
@@ -197,16 +197,6 @@ def annotate(record: VcfRecord, info: bytes, *, drop_genotypes: bool = False) ->
     if drop_genotypes:
         columns = columns[:8]
     return b"\t".join(columns) + record.terminator
-
-
-@contextmanager
-def quiet_htslib() -> Iterator[None]:
-    """Silence what htslib writes to stderr by itself; its errors come as exceptions."""
-    before = pysam.set_verbosity(0)
-    try:
-        yield
-    finally:
-        pysam.set_verbosity(before)
 
 
 def _bcf_lines(path: Path, name: str, closers: ExitStack) -> Iterator[bytes]:
