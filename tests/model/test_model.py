@@ -1,0 +1,279 @@
+"""The model: any split, causality, states, memory, precision."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from evo_toolkit.errors import UsageError
+from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.precision import PrecisionPolicy, resolve_precision
+from evo_toolkit.model.rotary import rotary_frequencies
+from evo_toolkit.model.state import AttentionState, ModelState, fork_state
+from evo_toolkit.model.striped_hyena import StripedHyena2
+
+FLOAT64 = PrecisionPolicy(name="exact", compute_dtype=torch.float64)
+
+
+def make(
+    pattern: str = "SDH*", *, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: object
+) -> StripedHyena2:
+    values: dict[str, object] = {
+        "name": "tiny", "pattern": pattern, "width": 32, "num_heads": 2, "mlp_width": 48,
+        "filter_groups": 4, "context_length": 512, "vocab_size": 256, "rotary_interpolation": 4.0,
+    }  # fmt: skip
+    config = StripedHyena2Config(**{**values, **changes})  # type: ignore[arg-type]
+    policy = PrecisionPolicy(name="exact", compute_dtype=dtype, full_float32=True)
+    model = StripedHyena2(config, policy=policy, generator_seed=seed).to(dtype)
+    with torch.no_grad():  # filters of every operator matter, unlike at initialisation
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            if name.endswith("mixer.h"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+def ids(length: int, rows: int = 2, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def in_chunks(model: StripedHyena2, tokens: Tensor, bounds: list[int]) -> tuple[Tensor, ModelState]:
+    state, parts = None, []
+    for start, stop in itertools.pairwise(bounds):
+        logits, state = model(tokens[:, start:stop], state, return_state=True)
+        parts.append(logits)
+    assert state is not None
+    return torch.cat(parts, dim=1), state
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    pattern=st.sampled_from(["S", "D", "H", "*", "SDH*"]),
+    cuts=st.lists(st.integers(1, 199), max_size=6, unique=True),
+    length=st.integers(2, 200),
+    grad=st.booleans(),
+)
+def test_any_split_equals_one_pass(pattern: str, cuts: list[int], length: int, grad: bool) -> None:
+    model, tokens = make(pattern), ids(length)
+    bounds = [0, *sorted(c for c in cuts if c < length), length]
+    with torch.set_grad_enabled(grad):
+        whole = model(tokens)
+        split, _ = in_chunks(model, tokens, bounds)
+    torch.testing.assert_close(split, whole, rtol=1e-9, atol=1e-10)
+
+
+@settings(max_examples=6, deadline=None)
+@given(
+    pattern=st.sampled_from(["S", "D", "H", "*", "SDH*"]),
+    cut=st.integers(1, 149),
+    second=st.integers(1, 149),
+)
+def test_gradients_through_states_equal_those_of_one_pass(
+    pattern: str, cut: int, second: int
+) -> None:
+    model, tokens = make(pattern), ids(150)
+    weights = torch.randn(2, 150, 256, dtype=torch.float64)
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad((model(tokens) * weights).sum(), parameters)
+    split, _ = in_chunks(model, tokens, sorted({0, cut, second, 150}))
+    found = torch.autograd.grad((split * weights).sum(), parameters)
+    for mine, theirs in zip(found, expected, strict=True):
+        scale = max(float(theirs.abs().max()), 1.0)
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-9 * scale)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 6])
+def test_short_prompts_decode_like_the_full_forward(length: int) -> None:
+    model, tokens = make(), ids(40)
+    with torch.no_grad():
+        whole = model(tokens)
+        split, _ = in_chunks(model, tokens, [0, *range(length, 41)])
+    torch.testing.assert_close(split, whole, rtol=1e-9, atol=1e-10)
+
+
+def test_changing_a_token_changes_nothing_before_it() -> None:
+    model, tokens = make(), ids(160)
+    changed = tokens.clone()
+    changed[:, 100] = (changed[:, 100] + 1) % 256
+    with torch.no_grad():
+        before, after = model(tokens), model(changed)
+    assert torch.equal(before[:, :100], after[:, :100])
+    assert not torch.allclose(before[:, 100], after[:, 100])
+    assert not torch.allclose(before[:, 159], after[:, 159])
+
+
+def test_forks_share_the_prefix_and_equal_the_full_forward() -> None:
+    model, prefix = make(), ids(70, rows=1)
+    suffixes = ids(30, rows=3, seed=1)
+    with torch.no_grad():
+        _, state = model(prefix, return_state=True)
+        forked = fork_state(state, 3)
+        first, forked = model(suffixes[:, :11], forked, return_state=True)
+        second = model(suffixes[:, 11:], forked)
+        whole = model(torch.cat([prefix.expand(3, -1), suffixes], dim=1))
+    torch.testing.assert_close(torch.cat([first, second], 1), whole[:, 70:], rtol=1e-9, atol=1e-10)
+    attention = forked[3]
+    assert isinstance(attention, AttentionState) and attention.prefix_k is not None
+    assert attention.prefix_k.shape[0] == 1
+    with pytest.raises(ValueError, match="one sequence"):
+        fork_state(forked, 2)
+
+
+def test_two_continuations_of_one_state_do_not_see_each_other() -> None:
+    model, prefix = make("*"), ids(10, rows=1)
+    a, b = ids(20, rows=1, seed=1), ids(20, rows=1, seed=2)
+    with torch.no_grad():
+        _, state = model(prefix, return_state=True)
+        _, state = model(prefix[:, :1], state, return_state=True)  # now with spare capacity
+        _, after_a = model(a[:, :5], state, return_state=True)
+        _, _ = model(b[:, :5], state, return_state=True)
+        found = model(a[:, 5:], after_a)
+        whole = model(torch.cat([prefix, prefix[:, :1], a], dim=1))
+    torch.testing.assert_close(found, whole[:, 16:], rtol=1e-9, atol=1e-10)
+
+
+def test_decoding_appends_in_place() -> None:
+    model = make("*")
+    with torch.no_grad():
+        _, state = model(ids(10, rows=1), return_state=True)
+        _, grown = model(ids(1, rows=1), state, return_state=True)
+        _, again = model(ids(1, rows=1), grown, return_state=True)
+    first, second = grown[0], again[0]
+    assert isinstance(first, AttentionState) and isinstance(second, AttentionState)
+    assert first.k.data_ptr() == second.k.data_ptr()
+    assert (int(first.length), int(second.length)) == (11, 12)
+
+
+def test_token_log_probs_are_those_of_the_logits_whatever_the_slices(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, tokens = make(), ids(100)
+    with torch.no_grad():
+        expected = model(tokens)[:, :-1].log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0]
+        monkeypatch.setattr("evo_toolkit.model.striped_hyena._HEAD_SLICE", 7)
+        found = model.token_log_probs(tokens)
+    assert bool(found[:, 0].isnan().all())
+    torch.testing.assert_close(found[:, 1:], expected)
+    one = model.token_log_probs(tokens[:, :1])
+    assert one.shape == (2, 1) and bool(one.isnan().all())
+
+
+def test_parameters_are_counted_and_seeded() -> None:
+    for pattern in ("S", "D", "H", "*", "SDH*SDH"):
+        for tied in (True, False):
+            model = make(pattern, tie_embeddings=tied)
+            assert sum(p.numel() for p in model.parameters()) == model.config.parameter_count()
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, second = make(seed=3), make(seed=3)
+    assert torch.equal(torch.rand(1), expected)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
+    assert not torch.equal(first.embedding.weight, make(seed=4).embedding.weight)
+
+
+def test_initial_weights_follow_the_rules() -> None:
+    model = StripedHyena2(
+        make("SDH*", width=256, num_heads=8, mlp_width=256).config, generator_seed=0
+    )
+    small, output = (2 / (5 * 256)) ** 0.5, 2 / (4 * 256**0.5)
+    block = model.blocks[2]
+    assert float(block.projections.weight.detach().std()) == pytest.approx(small, rel=0.02)
+    assert float(block.mlp.l3.weight.detach().std()) == pytest.approx(output, rel=0.02)
+    assert float(block.out_projection.weight.detach().std()) == pytest.approx(output, rel=0.02)
+    assert torch.equal(block.mixer.D, torch.ones(256))
+    rates = -block.mixer.log_poles / torch.exp(torch.tensor(-1.0))
+    assert float(rates.detach().min()) >= 0.01 and float(rates.detach().max()) <= 0.1
+    assert float(model.blocks[0].mixer.h.detach().abs().max()) <= 3**-0.5
+
+
+def test_rotary_frequencies_have_the_check_sums_of_the_released_buffers() -> None:
+    # Sums and leading values read from the released 7B and 40B checkpoints.
+    for base, total, leading in (
+        (1e4, 7.46028709, [1, 0.8671875, 0.75, 0.6484375, 0.5625, 0.486328125]),
+        (1e6, 5.14882565, [1, 0.8046875, 0.6484375, 0.5234375, 0.421875, 0.33984375]),
+    ):
+        frequencies = rotary_frequencies(128, base, through_bf16=True)
+        assert float(frequencies.sum()) == pytest.approx(total, abs=1e-6)
+        assert frequencies[:6].tolist() == leading
+
+
+def test_precision_policies() -> None:
+    cpu = torch.device("cpu")
+    exact = resolve_precision("exact", cpu)
+    assert (
+        exact.compute_dtype == torch.float32 and exact.full_float32 and exact.backend == "reference"
+    )
+    vortex = resolve_precision("vortex", cpu)
+    assert vortex.compute_dtype == torch.bfloat16 and vortex.rounding == torch.bfloat16
+    with pytest.raises(UsageError, match="use one of default, exact, vortex"):
+        resolve_precision("double", cpu)
+
+
+def test_operators_see_float32_filters_and_bf16_inputs() -> None:
+    policy = PrecisionPolicy(name="default", compute_dtype=torch.bfloat16)
+    model = StripedHyena2(make().config, policy=policy, generator_seed=0)
+    seen: dict[str, list[torch.dtype]] = {}
+    for name, block in zip("SDH*", model.blocks, strict=True):
+
+        def keep(module: torch.nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            seen[name] = [inputs[0].dtype, *(p.dtype for p in module.parameters())]
+
+        block.mixer.register_forward_pre_hook(keep)
+    logits = model(ids(20))
+    assert logits.dtype == torch.float32
+    for name, (first, *rest) in seen.items():
+        assert first == torch.bfloat16, name
+        assert set(rest) <= {torch.float32}, name
+
+
+def test_bad_inputs_are_refused() -> None:
+    model = make()
+    with pytest.raises(ValueError, match="at least one position"):
+        model(torch.zeros(1, 0, dtype=torch.int64))
+    _, state = model(ids(3), return_state=True)
+    with pytest.raises(ValueError, match="state has 3 layers, the model 4"):
+        model(ids(3), state[:3])
+
+
+_MEMORY = """
+import resource, torch
+from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.striped_hyena import StripedHyena2
+torch.set_num_threads(2)
+config = StripedHyena2Config(name="m", pattern="SDH*SDH*H", width=128, num_heads=4, mlp_width=352,
+                             filter_groups=8, context_length=8192)
+assert 1_800_000 < config.parameter_count() <= 2_000_000
+model = StripedHyena2(config, generator_seed=0)
+with torch.inference_mode():
+    found = model.token_log_probs(torch.randint(65, 85, (1, {length})))
+assert bool(found[0, 1:].isfinite().all())
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def _peak_mib(length: int) -> float:
+    """Peak memory of a whole process, interpreter and torch included."""
+    code = _MEMORY.format(length=length)
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return float(done.stdout)
+
+
+def test_16k_bases_of_a_2m_model_take_less_than_a_gibibyte() -> None:
+    assert _peak_mib(16_384) < 1024
+
+
+@pytest.mark.slow
+def test_memory_grows_linearly_to_131k_bases() -> None:
+    small, middle, large = _peak_mib(16_384), _peak_mib(65_536), _peak_mib(131_072)
+    per_base = (middle - small) / (65_536 - 16_384)
+    assert large - middle < 1.25 * per_base * 65_536
