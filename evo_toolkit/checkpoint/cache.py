@@ -39,9 +39,9 @@ def remembered_sha256(path: Path) -> str | None:
         return None  # never computed, or the entry is unreadable
 
 
-def cached_sha256(path: Path) -> str:
-    """SHA-256 of a file, computed once for each path, size and modification time."""
-    known = remembered_sha256(path)
+def cached_sha256(path: Path, *, again: bool = False) -> str:
+    """SHA-256 of a file, computed once for each path, size and modification time, or `again`."""
+    known = None if again else remembered_sha256(path)
     if known is not None:
         return known
     real = path.resolve()

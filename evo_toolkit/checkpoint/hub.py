@@ -78,6 +78,22 @@ def find(name: str, *, cache: Path | None = None) -> Path | None:
     return None
 
 
+def is_here(name: str) -> bool:
+    """Whether a released model, or a piece of it, is on this machine; joins and reads nothing."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    entry = released_entry(name)
+    assert entry.repo is not None and entry.filename is not None
+    cached = (
+        try_to_load_from_cache(entry.repo, file)
+        for file in (entry.filename, f"{entry.filename}.part0")
+    )
+    return (
+        any(isinstance(path, str) for path in cached)
+        or (Path(constants.HF_HUB_CACHE).parent / entry.filename).is_file()
+    )
+
+
 def _refuse_known_damage(path: Path, name: str) -> None:
     """Raise CheckpointError if an earlier download found the file not to be what the hub states.
 
@@ -86,6 +102,23 @@ def _refuse_known_damage(path: Path, name: str) -> None:
     stated, found = path.resolve().name, remembered_sha256(path)
     if re.fullmatch("[0-9a-f]{64}", stated) and found not in (None, stated):
         raise CheckpointError(_damaged(path, stated, name))
+
+
+def verify_with_hub(path: Path, name: str) -> tuple[str, bool]:
+    """Compute the SHA-256 of a file, and compare it with the one that the hub's cache names it by.
+
+    Returns:
+        The SHA-256, and whether there was one to compare with.
+
+    Raises:
+        CheckpointError: if the two differ.
+    """
+    digest, stated = cached_sha256(path, again=True), path.resolve().name
+    if not re.fullmatch("[0-9a-f]{64}", stated):
+        return digest, False
+    if digest != stated:
+        raise CheckpointError(_damaged(path, stated, name))
+    return digest, True
 
 
 def _damaged(path: Path, stated: str, name: str) -> str:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evo_toolkit.checkpoint.names import rounded_when_released
+from evo_toolkit.checkpoint.names import rounded_when_released, weight_bytes
 from evo_toolkit.checkpoint.opening import Opened, open_source, refuse_inaccurate
-from evo_toolkit.checkpoint.source import Origin
 from evo_toolkit.errors import CheckpointError, UsageError
 from evo_toolkit.model.config import StripedHyena2Config
 from evo_toolkit.model.precision import PrecisionPolicy, resolve_precision
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from evo_kernels.backend import Backend
 
 _log = logging.getLogger("evo_toolkit")
-
-_ORIGIN = "weights_origin"
 
 
 def load_model(
@@ -49,8 +46,8 @@ def load_model(
             `notes`, which every output carries, then say what that costs.
 
     Returns:
-        The model in evaluation mode, with `source` and `notes` set; `weights_sha256` gives the
-        checksum of its weights.
+        The model in evaluation mode, with `source`, `sha256` (of the weights' file; computed once
+        for a `.pt` and remembered in the cache folder) and `notes` set.
 
     Raises:
         CheckpointError: if the weights are absent, damaged, do not fit the configuration, or do not
@@ -63,6 +60,7 @@ def load_model(
     place = resolve_device(device)
     policy = resolve_precision(precision, place, backend)
     model = build_model(opened, place, policy)
+    model.sha256 = opened.source.origin().sha256()
     model.notes = notes
     for note in notes:
         _log.warning("%s", note)
@@ -85,24 +83,7 @@ def build_model(opened: Opened, device: torch.device, policy: PrecisionPolicy) -
     left = [name for name, t in [*model.named_parameters(), *model.named_buffers()] if t.is_meta]
     assert not left, left
     model.source = opened.name
-    # The source itself holds an open file; the origin can be copied and pickled with the model.
-    setattr(model, _ORIGIN, weights.origin())
     return model.eval()
-
-
-def weights_sha256(model: StripedHyena2) -> str:
-    """SHA-256 of the file that a loaded model's weights came from.
-
-    Known at once for our folders; for a `.pt` it is computed on the first call and remembered in
-    the cache folder.
-
-    Raises:
-        CheckpointError: if the model was not loaded from a file.
-    """
-    origin = getattr(model, _ORIGIN, None)
-    if not isinstance(origin, Origin):
-        raise CheckpointError("the model was not loaded from a file; its weights have no checksum")
-    return origin.sha256()
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -144,13 +125,9 @@ def total_memory(device: torch.device) -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
-def weight_bytes(model: StripedHyena2) -> int:
-    """Bytes that a model's parameters take as they are stored for inference."""
-    return sum(t.numel() * model.storage_dtype(k).itemsize for k, t in model.state_dict().items())
-
-
 def _require_memory(model: StripedHyena2, device: torch.device) -> None:
-    needed, there = weight_bytes(model), total_memory(device)
+    needed = weight_bytes(model.config, model.policy.compute_dtype.itemsize)
+    there = total_memory(device)
     if needed > there:
         raise CheckpointError(
             f"{model.config.name} needs {needed / 1e9:.1f} GB for its weights in {model.policy.describe()}; {device} has {there / 1e9:.1f} GB: use a smaller model or a larger device"

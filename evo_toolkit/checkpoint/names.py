@@ -5,6 +5,7 @@ Shapes: V vocabulary, D width, F inner width of the MLP, G filter groups, K taps
 
 from __future__ import annotations
 
+import math
 import re
 
 from evo_toolkit.model.config import StripedHyena2Config
@@ -43,6 +44,14 @@ def tensor_shapes(config: StripedHyena2Config) -> dict[str, tuple[int, ...]]:
     if not config.tie_embeddings:
         shapes["unembedding.weight"] = (V, D)
     return shapes
+
+
+def weight_bytes(config: StripedHyena2Config, compute_bytes: int) -> int:
+    """Bytes of a model in memory: `compute_bytes` an element, four for those of the mixers."""
+    return sum(
+        math.prod(shape) * (4 if ".mixer." in name else compute_bytes)
+        for name, shape in tensor_shapes(config).items()
+    )
 
 
 def rounded_when_released(name: str) -> bool:

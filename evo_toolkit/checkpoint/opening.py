@@ -89,9 +89,14 @@ def open_source(
     return Opened(source=source, name=name)
 
 
+def bundled_directory(name: str) -> Path:
+    """Where the weights of a bundled model lie, if they are part of this installation."""
+    return Path(__file__).resolve().parents[1] / "_models" / name
+
+
 def _open_named(name: str) -> WeightSource:
     if name in BUNDLED:
-        directory = Path(__file__).resolve().parents[1] / "_models" / name
+        directory = bundled_directory(name)
         if not is_checkpoint_directory(directory):
             raise CheckpointError(
                 f"{name} is not part of this installation ({directory} is absent); reinstall evo-toolkit"
