@@ -28,6 +28,8 @@ LENGTHS = ("L4", "L130", "L257")
 
 FP32 = 2e-4
 """Absolute, for logits of standard deviation 8 to 10."""
+MODAL = 1e-3
+"""Relative, for states of layers whose inputs agree."""
 
 
 @cache
@@ -95,7 +97,9 @@ def test_exact_block_with_interpolated_positions(folder: Path) -> None:
     record = expected("tiny_interp128_block3")
     with torch.no_grad():
         found, _ = model.blocks[0](record["input_fp32"])
-    torch.testing.assert_close(found[:, record["positions"]], record["output_fp32"], rtol=0, atol=FP32)
+    torch.testing.assert_close(
+        found[:, record["positions"]], record["output_fp32"], rtol=0, atol=FP32
+    )
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
@@ -134,24 +138,25 @@ def test_states_after_prefill(vortex: StripedHyena2) -> None:
     width = vortex.config.width
     caches = record["states_after_prefill"]
 
-    def close(found: Tensor, wanted: Tensor) -> None:
-        # bf16 values some layers deep; the modal state is a float32 sum of them.
+    def close(layer: int, found: Tensor, wanted: Tensor) -> None:
+        # Before the first attention (layer 3) the inputs agree bit for bit; after it they cannot,
+        # see test_full_states.
         relative = (found.float() - wanted.float()).norm() / wanted.float().norm()
-        assert float(relative) <= 0.02
+        assert float(relative) <= (MODAL if layer <= 2 else 0.02)
 
     for kind in ("hcs", "hcm", "hcl"):
         for layer, wanted in caches[kind]["fir"].items():
             # Released order: channels interleaved in triples, time last; ours: blocks, time first.
             blocks = wanted.view(-1, width, 3, 2).permute(0, 3, 2, 1).reshape(-1, 2, 3 * width)
             found = state[int(layer)].featurizer  # type: ignore[union-attr]
-            close(found, blocks)
+            close(int(layer), found, blocks)
             if int(layer) == 0:
                 assert torch.equal(found, blocks)
     for kind in ("hcs", "hcm"):
         for layer, wanted in caches[kind]["inner"].items():
-            close(state[int(layer)].gated, wanted.transpose(1, 2))  # type: ignore[union-attr]
+            close(int(layer), state[int(layer)].gated, wanted.transpose(1, 2))  # type: ignore[union-attr]
     for layer, wanted in caches["hcl"]["state"].items():
-        close(state[int(layer)].modal, wanted)  # type: ignore[union-attr]
+        close(int(layer), state[int(layer)].modal, wanted)  # type: ignore[union-attr]
 
 
 def _flip_taps(model: StripedHyena2) -> None:
@@ -171,18 +176,41 @@ def _drop_skip(model: StripedHyena2) -> None:
 def _interleave_wrongly(model: StripedHyena2) -> None:
     projections = model.blocks[0].projections
     width = model.config.width
-    projections.weight.data = torch.cat([projections.weight[width : 2 * width], projections.weight[:width], projections.weight[2 * width :]]).detach()
+    projections.weight.data = torch.cat(
+        [
+            projections.weight[width : 2 * width],
+            projections.weight[:width],
+            projections.weight[2 * width :],
+        ]
+    ).detach()
 
 
 def _gelu_everywhere(model: StripedHyena2) -> None:
     model.blocks[3].mlp.gelu = True
 
 
-@pytest.mark.parametrize("mutate", [_flip_taps, _flip_mr_taps, _drop_skip, _interleave_wrongly, _gelu_everywhere])
+@pytest.mark.parametrize(
+    "mutate", [_flip_taps, _flip_mr_taps, _drop_skip, _interleave_wrongly, _gelu_everywhere]
+)
 def test_the_comparison_notices(mutate: Any, folder: Path) -> None:
     model = load("tiny_noscale", folder, "exact")
     mutate(model)
     assert worst_fp32_error(model, expected("tiny_noscale")["L130"]) > 100 * FP32
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+@pytest.mark.parametrize("name", ["tiny_noscale", "tiny_interp128"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_full_vortex_recordings(name: str, length: str, shared_dir: Path) -> None:
+    source = shared_dir / "fixtures" / "evo2"
+    record = torch.load(source / f"{name}.expected.pt", weights_only=True)[length]
+    model = load_model(source / f"{name}.pt", device="cpu", precision="vortex")
+    with torch.backends.mkldnn.flags(enabled=False), block_outputs(model) as blocks:
+        logits = model(record["input_ids"])
+    assert float((blocks[0] != record["blocks"]["block0"]).float().mean()) <= 0.002
+    wanted = record["logits"].float()
+    assert float((logits.float() - wanted).abs().max() / wanted.abs().max()) <= 0.02
+    assert float((logits.argmax(-1) == wanted.argmax(-1)).float().mean()) >= 0.985
 
 
 @pytest.mark.parametrize("name", ["tiny_noscale", "tiny_interp128"])
@@ -198,3 +226,52 @@ def test_full_recordings(name: str, length: str, shared_dir: Path) -> None:
     for index, block in enumerate(blocks):
         wanted = record[length]["blocks_fp32"][f"block{index}"]
         torch.testing.assert_close(block, wanted, rtol=0, atol=FP32)
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+@pytest.mark.parametrize("name", ["tiny_noscale", "tiny_interp128"])
+def test_full_states(name: str, shared_dir: Path) -> None:
+    """Every Hyena layer's state after prefill, from the layer's recorded input.
+
+    The reference takes another attention path when it fills caches: its own prefill logits differ
+    from its own stateless ones in most elements. So layers after the first attention, whose
+    recorded inputs are those of the stateless run, agree only as well as the two runs do.
+    """
+    source = shared_dir / "fixtures" / "evo2"
+    record = torch.load(source / f"{name}.expected.pt", weights_only=True)
+    model = load_model(source / f"{name}.pt", device="cpu", precision="vortex")
+    prompt, blocks = record["decode"]["prompt"], record["L130"]["blocks"]
+    assert torch.equal(prompt, record["L130"]["input_ids"])
+    caches = record["decode"]["states_after_prefill"]
+    prefill, stateless = record["decode"]["prefill_logits"], record["L130"]["logits"]
+    assert float((prefill != stateless).float().mean()) > 0.5
+    first_attention = model.config.pattern.index("*")
+    compared = 0
+    for index, (symbol, block) in enumerate(zip(model.config.pattern, model.blocks, strict=True)):
+        if symbol == "*":
+            continue
+        x = blocks[f"block{index - 1}"] if index else model.embedding.weight[prompt]
+        with torch.backends.mkldnn.flags(enabled=False), torch.no_grad():
+            _, state = block(x, return_state=True)
+        kind = {"S": "hcs", "D": "hcm", "H": "hcl"}[symbol]
+        inner = caches[kind]["state"] if symbol == "H" else caches[kind]["inner"]
+        found = state.modal if symbol == "H" else state.gated.transpose(1, 2)
+        relative = float((found - inner[index]).norm() / inner[index].norm())
+        assert relative <= (MODAL if index < first_attention else 0.02), index
+        compared += 1
+    assert compared == sum(s != "*" for s in model.config.pattern)
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+@pytest.mark.parametrize("name", ["tiny_noscale", "tiny_interp128"])
+def test_full_decoding(name: str, shared_dir: Path) -> None:
+    source = shared_dir / "fixtures" / "evo2"
+    record = torch.load(source / f"{name}.expected.pt", weights_only=True)["decode"]
+    model = load_model(source / f"{name}.pt", device="cpu", precision="exact")
+    with torch.no_grad():
+        _, state = model(record["prompt"], return_state=True)
+        for step in range(record["tokens"].shape[1]):
+            logits, state = model(record["tokens"][:, step : step + 1], state, return_state=True)
+            torch.testing.assert_close(
+                logits[:, 0], record["step_logits_fp32"][:, step], rtol=0, atol=FP32
+            )
