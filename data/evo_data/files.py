@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,16 +26,24 @@ def check_output(path: Path | str, *, force: bool = False) -> Path:
             (replacing a device such as /dev/null would harm the whole machine).
     """
     target = Path(os.path.realpath(path))
-    if target.is_dir():
+    try:
+        mode = target.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if not target.parent.is_dir():
+            raise EvoDataError(
+                f"output folder {target.parent} does not exist; create it first"
+            ) from None
+        return target
+    except OSError as error:
+        raise EvoDataError(f"cannot write {path}: {error.strerror}; choose another name") from error
+    if stat.S_ISDIR(mode):
         raise EvoDataError(f"output {path} is a folder; give the name of a file in it")
-    if target.exists() and not target.is_file():
+    if not stat.S_ISREG(mode):
         raise EvoDataError(
             f"output {path} is not a regular file; give a file name, or - for stdout"
         )
-    if target.exists() and not force:
+    if not force:
         raise OutputExistsError(f"output {path} exists; choose another name or give --force")
-    if not target.parent.is_dir():
-        raise EvoDataError(f"output folder {target.parent} does not exist; create it first")
     return target
 
 

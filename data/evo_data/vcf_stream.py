@@ -48,8 +48,9 @@ def open_stream(path: Path | str, name: str, closers: ExitStack) -> VariantStrea
         VcfError: if it cannot be opened or is neither VCF nor BCF; when lines are read, if its
             compression is damaged.
     """
+    raw = _open_raw(path, name, closers)
     is_file = os.fspath(path) != "-" and Path(path).is_file()
-    source = _Source(_open_raw(path, name, closers), name)
+    source = _Source(raw, name)
     start = source.peek(len(_TEXT_START))
     compressed = start.startswith(GZIP_START)
     if compressed:
