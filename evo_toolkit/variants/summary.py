@@ -1,0 +1,79 @@
+"""What became of the alleles of a run, counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from evo_data.variant import AlleleStatus
+from evo_toolkit.variants.scores import ScoredRecord
+from evo_toolkit.variants.tables import finite_or_none
+
+
+@dataclass
+class Summary:
+    """Counts of one run.
+
+    Attributes:
+        num_records: Records seen.
+        num_filtered: Records left out by a filter, not among `num_records`; set by the caller.
+        num_scored: Alleles with a score.
+        num_not_finite: Alleles that were run but whose score is no number, not among `num_scored`.
+        by_status: Alleles by status; a record without an alternate counts as one allele.
+        by_flag: Alleles by flag.
+    """
+
+    num_records: int = 0
+    num_filtered: int = 0
+    num_scored: int = 0
+    num_not_finite: int = 0
+    by_status: Counter[AlleleStatus] = field(default_factory=Counter)
+    by_flag: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def num_alleles(self) -> int:
+        return self.by_status.total()
+
+    @property
+    def nothing_scored(self) -> bool:
+        """Whether there were alleles and none has a score (exit code 3); an empty input is fine."""
+        return self.num_alleles > 0 and self.num_scored == 0
+
+    def add(self, scored: ScoredRecord) -> None:
+        """Count one record."""
+        self.num_records += 1
+        for allele in scored.alleles:
+            self.by_status[allele.status] += 1
+            self.by_flag.update(allele.flags)
+            if allele.status is AlleleStatus.OK:
+                if finite_or_none(allele.dll) is None:
+                    self.num_not_finite += 1
+                else:
+                    self.num_scored += 1
+
+    def text(self) -> str:
+        """The counts line that ends a run."""
+        parts = [f"scored {_number(self.num_scored, 'allele')} of {self.num_alleles:,} in {_number(self.num_records, 'record')}"]  # fmt: skip
+        unscored = self.by_status.copy()
+        del unscored[AlleleStatus.OK]
+        if unscored:
+            parts.append("not scored: " + _counts(unscored))
+        if self.num_not_finite:
+            parts.append(
+                f"{self.num_not_finite:,} gave no finite number (are the weights damaged?)"
+            )
+        if self.by_flag:
+            parts.append("flags: " + _counts(self.by_flag))
+        if self.num_filtered:
+            parts.append(f"left out by the filter: {_number(self.num_filtered, 'record')}")
+        return "; ".join(parts)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def _counts(counter: Counter[AlleleStatus] | Counter[str]) -> str:
+    # Equal counts by name, so that the line does not depend on the order of the input.
+    ordered = sorted(counter.items(), key=lambda item: (-item[1], str(item[0])))
+    return ", ".join(f"{count:,} {name}" for name, count in ordered)

@@ -1,0 +1,245 @@
+"""Scores as tables, one row per alternate allele: TSV (plain, or bgzip with a tabix index) and Parquet."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import sys
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Self
+
+import pysam
+
+from evo_data.files import atomic_output
+from evo_toolkit.variants.scores import TABLE_COLUMNS, RunInfo, ScoredRecord, table_row
+
+ColumnType = Literal["string", "category", "int", "float"]
+
+COLUMN_TYPES: dict[str, ColumnType] = {
+    **dict.fromkeys(("id", "ref", "alt", "key", "hgvs_g", "norm_ref", "norm_alt"), "string"),
+    # Few distinct values: dictionary-encoded in Parquet, categories in pandas.
+    **dict.fromkeys(("chrom", "kind", "status", "flags"), "category"),
+    **dict.fromkeys(
+        ("pos", "indel_len", "norm_pos", "window", "window_start", "window_end", "n_in_window"),
+        "int",
+    ),
+    **dict.fromkeys(
+        ("dll", "dll_fwd", "dll_rc", "dmean", "llr", "dll_allele", "dll_flank", "ll_ref", "ll_alt"),
+        "float",
+    ),
+}
+"""What each of `TABLE_COLUMNS` holds."""
+
+MISSING = "."
+"""A missing value in TSV, as in VCF (`pandas.read_csv(..., na_values=".")`)."""
+
+# The first format of tabix index (.tbi) ends here; .csi goes on.
+_TBI_END = 1 << 29
+
+_ROWS_PER_GROUP = 32_768
+_CHARACTERS_PER_GROUP = 64 << 20
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """The value without a negative zero, or None for NaN and infinities."""
+    return value + 0.0 if value is not None and math.isfinite(value) else None
+
+
+def clean_row(scored: ScoredRecord, index: int) -> tuple[Any, ...]:
+    """`table_row` of one allele with numbers that are not finite made missing."""
+    row = table_row(scored.record, scored.alleles[index])
+    return tuple(finite_or_none(x) if isinstance(x, float) else x for x in row)
+
+
+class _Writer:
+    """The part of `ScoreWriter` that is the same for all tables."""
+
+    def __init__(self) -> None:
+        self.notes: tuple[str, ...] = ()
+        self._stack = ExitStack()
+        self._closed = False
+
+    def close(self) -> None:
+        """Finish the file; further calls do nothing."""
+        if not self._closed:
+            self._closed = True
+            self._finish()
+
+    def _finish(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.close()
+        elif not self._closed:
+            self._closed = True
+            self._stack.__exit__(kind, error, trace)
+
+
+class TsvScoreWriter(_Writer):
+    """Tab-separated rows below `##` lines and a header line that begins with `#chrom`.
+
+    Compressed, the file is bgzip and gets a tabix index (sequence column 1, begin and end column 2)
+    when the records came sorted: contigs in one piece each, positions from low to high.
+    """
+
+    def __init__(
+        self, path: str | Path, *, metadata: list[str], compressed: bool, force: bool
+    ) -> None:
+        super().__init__()
+        self._target = Path(os.path.realpath(path))
+        self._compressed = compressed
+        self._temporary: Path | None = None
+        self._order = _Order()
+        self._out: IO[bytes] | Any
+        with ExitStack() as opening:
+            if os.fspath(path) == "-":
+                self._out = sys.stdout.buffer
+            else:
+                self._temporary = opening.enter_context(atomic_output(path, force=force))
+                opened = (
+                    pysam.BGZFile(os.fspath(self._temporary), "wb")
+                    if compressed
+                    else self._temporary.open("wb")
+                )
+                self._out = opening.enter_context(opened)
+            for line in (*metadata, "#" + "\t".join(TABLE_COLUMNS)):
+                self._out.write(f"{line}\n".encode())
+            self._stack = opening.pop_all()
+
+    def write(self, scored: ScoredRecord) -> None:
+        self._order.see(scored.record.contig, scored.record.pos)
+        for index in range(len(scored.alleles)):
+            cells = "\t".join(map(_cell, clean_row(scored, index)))
+            self._out.write(f"{cells}\n".encode())
+
+    def _finish(self) -> None:
+        with self._stack:
+            self._out.flush()
+            if self._temporary is None or not self._compressed:
+                return
+            self._out.close()
+            index = self._make_index()
+        # The index last: one that is older than its file is not trusted.
+        for suffix in (".tbi", ".csi"):
+            beside = self._target.with_name(self._target.name + suffix)
+            if index is not None and index.suffix == suffix:
+                index.replace(beside)
+            else:
+                beside.unlink(missing_ok=True)
+
+    def _make_index(self) -> Path | None:
+        assert self._temporary is not None
+        reason = self._order.reason_against_index
+        if reason is not None:
+            self.notes = (f"{self._target}: no tabix index, since {reason}",)
+            return None
+        csi = self._order.last_position > _TBI_END
+        index = self._temporary.with_name(self._temporary.name + (".csi" if csi else ".tbi"))
+        try:
+            pysam.tabix_index(
+                os.fspath(self._temporary), seq_col=0, start_col=1, end_col=1, meta_char="#",
+                zerobased=False, keep_original=True, force=True, csi=csi,
+            )  # fmt: skip
+        except BaseException:
+            with suppress(FileNotFoundError):
+                index.unlink()
+            raise
+        return index
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return MISSING
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+
+class _Order:
+    """Whether positions came in an order that tabix can index."""
+
+    def __init__(self) -> None:
+        self.reason_against_index: str | None = None
+        self.last_position = 0
+        self._contig: str | None = None
+        self._position = 0
+        self._finished: set[str] = set()
+
+    def see(self, contig: str, position: int) -> None:
+        if self.reason_against_index is not None:
+            return
+        if contig != self._contig:
+            if contig in self._finished:
+                self.reason_against_index = f"the records of {contig} are not in one piece"
+            if self._contig is not None:
+                self._finished.add(self._contig)
+            self._contig, self._position = contig, 0
+        if position < 1:
+            self.reason_against_index = f"a record of {contig} has position {position}"
+        if position < self._position:
+            self.reason_against_index = f"the records of {contig} are not sorted by position"
+        self._position = position
+        self.last_position = max(self.last_position, position)
+
+
+class ParquetScoreWriter(_Writer):
+    """Parquet in row groups, so that memory does not grow with the input.
+
+    The key `evo_toolkit` of the file's metadata holds the run as JSON.
+    """
+
+    def __init__(self, path: str | Path, *, run: RunInfo, force: bool) -> None:
+        super().__init__()
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        types = {
+            "string": pa.string(),
+            "category": pa.dictionary(pa.int32(), pa.string()),
+            "int": pa.int64(),
+            "float": pa.float64(),
+        }
+        information = json.dumps(dataclasses.asdict(run))
+        self._schema = pa.schema(
+            [(name, types[COLUMN_TYPES[name]]) for name in TABLE_COLUMNS],
+            metadata={"evo_toolkit": information},
+        )
+        self._table = pa.table
+        self._rows: list[tuple[Any, ...]] = []
+        self._characters = 0
+        with ExitStack() as opening:
+            temporary = opening.enter_context(atomic_output(path, force=force))
+            self._parquet = opening.enter_context(
+                pq.ParquetWriter(os.fspath(temporary), self._schema, compression="zstd")
+            )
+            self._stack = opening.pop_all()
+
+    def write(self, scored: ScoredRecord) -> None:
+        for index in range(len(scored.alleles)):
+            row = clean_row(scored, index)
+            self._rows.append(row)
+            self._characters += sum(len(x) for x in row if isinstance(x, str))
+            if len(self._rows) >= _ROWS_PER_GROUP or self._characters >= _CHARACTERS_PER_GROUP:
+                self._write_group()
+
+    def _finish(self) -> None:
+        with self._stack:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        if not self._rows:
+            return
+        columns = dict(zip(TABLE_COLUMNS, zip(*self._rows, strict=True), strict=True))
+        self._parquet.write_table(self._table(columns, schema=self._schema))
+        self._rows, self._characters = [], 0
