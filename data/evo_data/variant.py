@@ -109,7 +109,7 @@ class Variant:
         edit = edit_of(self)
         num_ref = edit.end - edit.start
         if num_ref == len(edit.alt):
-            return "snv" if num_ref == 1 or len(self.ref) == 1 else "mnv"
+            return "snv" if num_ref == 1 else "mnv"
         if num_ref == 0:
             return "ins"
         return "delins" if edit.alt else "del"
@@ -188,9 +188,12 @@ def check_reference(variant: Variant, fetch: Fetch, contig_length: int) -> Allel
 def edit_of(variant: Variant) -> Edit:
     """Return the variant without the bases that its alleles share: the suffix first, then prefix.
 
-    Of a normalised variant the edit is left-aligned too.
+    Of a normalised variant the edit is left-aligned too. Equal alleles stay as they are: bases
+    replaced by themselves.
     """
     ref, alt = variant.ref, variant.alt
+    if ref == alt:
+        return Edit(variant.start, variant.end, alt.encode())
     shortest = min(len(ref), len(alt))
     suffix = 0
     while suffix < shortest and ref[-1 - suffix] == alt[-1 - suffix]:

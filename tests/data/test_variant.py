@@ -239,6 +239,7 @@ def test_what_is_no_variant(pos: int, ref: str, alt: str) -> None:
         (1, "GG", "G", "g.1del", "g.3del"),
         (3, "G", "GCA", "g.3_4insCA", "g.9_10dup"),
         (11, "T", "TT", "g.10_11insT", "g.12dup"),
+        (1, "G", "GGGG", "g.1delinsGGGG", "g.1_3dup"),
         (10, "C", "CTTT", "g.10_11insTTT", "g.12_13insTTT"),
         (4, "C", "CGG", "g.4_5insGG", "g.4_5insGG"),
         (4, "CA", "TG", "g.4_5delinsTG", "g.4_5delinsTG"),
