@@ -21,3 +21,43 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def project_root() -> Path:
     return ROOT
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-parity",
+        action="store_true",
+        help="Fail when a test marked `parity` was skipped, or none ran.",
+    )
+
+
+class _Parity:
+    """Counts what became of the parity tests."""
+
+    def __init__(self) -> None:
+        self.passed = 0
+        self.skipped: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if "parity" not in report.keywords:
+            return
+        if report.skipped:
+            self.skipped.append(report.nodeid)
+        elif report.when == "call" and report.passed:
+            self.passed += 1
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.skipped or not self.passed:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.skipped or not self.passed:
+            terminalreporter.section("parity with the reference implementation is required")
+            terminalreporter.line(
+                f"{self.passed} parity tests passed, skipped: {self.skipped or 'none'}"
+            )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--require-parity"):
+        config.pluginmanager.register(_Parity(), "require-parity")

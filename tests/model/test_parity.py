@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import lzma
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ pytestmark = pytest.mark.parity
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "evo2"
 LENGTHS = ("L4", "L130", "L257")
+
+BlockOutputs = Callable[[StripedHyena2], AbstractContextManager[list[Tensor]]]
 
 FP32 = 2e-4
 """Absolute, for logits of standard deviation 8 to 10."""
@@ -64,19 +66,9 @@ def vortex(folder: Path) -> StripedHyena2:
     return load("tiny_noscale", folder, "vortex")
 
 
-@contextmanager
-def block_outputs(model: StripedHyena2) -> Iterator[list[Tensor]]:
-    outputs: list[Tensor] = []
-    handles = [b.register_forward_hook(lambda m, i, o: outputs.append(o[0])) for b in model.blocks]
-    try:
-        with torch.no_grad():
-            yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def worst_fp32_error(model: StripedHyena2, record: dict[str, Any]) -> float:
+def worst_fp32_error(
+    model: StripedHyena2, record: dict[str, Any], block_outputs: BlockOutputs
+) -> float:
     """Largest absolute difference over logits and every block's output."""
     kept = record["positions"]
     with block_outputs(model) as blocks:
@@ -88,8 +80,10 @@ def worst_fp32_error(model: StripedHyena2, record: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_exact_logits_and_blocks(exact: StripedHyena2, length: str) -> None:
-    assert worst_fp32_error(exact, expected("tiny_noscale")[length]) <= FP32
+def test_exact_logits_and_blocks(
+    exact: StripedHyena2, length: str, block_outputs: BlockOutputs
+) -> None:
+    assert worst_fp32_error(exact, expected("tiny_noscale")[length], block_outputs) <= FP32
 
 
 def test_exact_block_with_interpolated_positions(folder: Path) -> None:
@@ -104,7 +98,7 @@ def test_exact_block_with_interpolated_positions(folder: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
 @pytest.mark.parametrize("length", LENGTHS)
-def test_vortex_rounding(vortex: StripedHyena2, length: str) -> None:
+def test_vortex_rounding(vortex: StripedHyena2, length: str, block_outputs: BlockOutputs) -> None:
     record = expected("tiny_noscale")[length]
     with torch.backends.mkldnn.flags(enabled=False), block_outputs(vortex) as blocks:
         logits = vortex(record["input_ids"].long())
@@ -140,7 +134,7 @@ def test_states_after_prefill(vortex: StripedHyena2) -> None:
 
     def close(layer: int, found: Tensor, wanted: Tensor) -> None:
         # Before the first attention (layer 3) the inputs agree bit for bit; after it they cannot,
-        # see test_full_states.
+        # see test_full_recordings.py.
         relative = (found.float() - wanted.float()).norm() / wanted.float().norm()
         assert float(relative) <= (MODAL if layer <= 2 else 0.02)
 
@@ -192,86 +186,7 @@ def _gelu_everywhere(model: StripedHyena2) -> None:
 @pytest.mark.parametrize(
     "mutate", [_flip_taps, _flip_mr_taps, _drop_skip, _interleave_wrongly, _gelu_everywhere]
 )
-def test_the_comparison_notices(mutate: Any, folder: Path) -> None:
+def test_the_comparison_notices(mutate: Any, folder: Path, block_outputs: BlockOutputs) -> None:
     model = load("tiny_noscale", folder, "exact")
     mutate(model)
-    assert worst_fp32_error(model, expected("tiny_noscale")["L130"]) > 100 * FP32
-
-
-@pytest.mark.filterwarnings("ignore:TF32 acceleration")
-@pytest.mark.parametrize("name", ["tiny_noscale", "tiny_interp128"])
-@pytest.mark.parametrize("length", LENGTHS)
-def test_full_vortex_recordings(name: str, length: str, shared_dir: Path) -> None:
-    source = shared_dir / "fixtures" / "evo2"
-    record = torch.load(source / f"{name}.expected.pt", weights_only=True)[length]
-    model = load_model(source / f"{name}.pt", device="cpu", precision="vortex")
-    with torch.backends.mkldnn.flags(enabled=False), block_outputs(model) as blocks:
-        logits = model(record["input_ids"])
-    assert float((blocks[0] != record["blocks"]["block0"]).float().mean()) <= 0.002
-    wanted = record["logits"].float()
-    assert float((logits.float() - wanted).abs().max() / wanted.abs().max()) <= 0.02
-    assert float((logits.argmax(-1) == wanted.argmax(-1)).float().mean()) >= 0.985
-
-
-@pytest.mark.parametrize("name", ["tiny_noscale", "tiny_interp128"])
-@pytest.mark.parametrize("length", LENGTHS)
-def test_full_recordings(name: str, length: str, shared_dir: Path) -> None:
-    """All positions of both models, where the uncut recordings are at hand."""
-    source = shared_dir / "fixtures" / "evo2"
-    record = torch.load(source / f"{name}.expected.pt", weights_only=True)
-    model = load_model(source / f"{name}.pt", device="cpu", precision="exact")
-    with block_outputs(model) as blocks:
-        logits = model(record[length]["input_ids"])
-    torch.testing.assert_close(logits, record[length]["logits_fp32"], rtol=0, atol=FP32)
-    for index, block in enumerate(blocks):
-        wanted = record[length]["blocks_fp32"][f"block{index}"]
-        torch.testing.assert_close(block, wanted, rtol=0, atol=FP32)
-
-
-@pytest.mark.filterwarnings("ignore:TF32 acceleration")
-@pytest.mark.parametrize("name", ["tiny_noscale", "tiny_interp128"])
-def test_full_states(name: str, shared_dir: Path) -> None:
-    """Every Hyena layer's state after prefill, from the layer's recorded input.
-
-    The reference takes another attention path when it fills caches: its own prefill logits differ
-    from its own stateless ones in most elements. So layers after the first attention, whose
-    recorded inputs are those of the stateless run, agree only as well as the two runs do.
-    """
-    source = shared_dir / "fixtures" / "evo2"
-    record = torch.load(source / f"{name}.expected.pt", weights_only=True)
-    model = load_model(source / f"{name}.pt", device="cpu", precision="vortex")
-    prompt, blocks = record["decode"]["prompt"], record["L130"]["blocks"]
-    assert torch.equal(prompt, record["L130"]["input_ids"])
-    caches = record["decode"]["states_after_prefill"]
-    prefill, stateless = record["decode"]["prefill_logits"], record["L130"]["logits"]
-    assert float((prefill != stateless).float().mean()) > 0.5
-    first_attention = model.config.pattern.index("*")
-    compared = 0
-    for index, (symbol, block) in enumerate(zip(model.config.pattern, model.blocks, strict=True)):
-        if symbol == "*":
-            continue
-        x = blocks[f"block{index - 1}"] if index else model.embedding.weight[prompt]
-        with torch.backends.mkldnn.flags(enabled=False), torch.no_grad():
-            _, state = block(x, return_state=True)
-        kind = {"S": "hcs", "D": "hcm", "H": "hcl"}[symbol]
-        inner = caches[kind]["state"] if symbol == "H" else caches[kind]["inner"]
-        found = state.modal if symbol == "H" else state.gated.transpose(1, 2)
-        relative = float((found - inner[index]).norm() / inner[index].norm())
-        assert relative <= (MODAL if index < first_attention else 0.02), index
-        compared += 1
-    assert compared == sum(s != "*" for s in model.config.pattern)
-
-
-@pytest.mark.filterwarnings("ignore:TF32 acceleration")
-@pytest.mark.parametrize("name", ["tiny_noscale", "tiny_interp128"])
-def test_full_decoding(name: str, shared_dir: Path) -> None:
-    source = shared_dir / "fixtures" / "evo2"
-    record = torch.load(source / f"{name}.expected.pt", weights_only=True)["decode"]
-    model = load_model(source / f"{name}.pt", device="cpu", precision="exact")
-    with torch.no_grad():
-        _, state = model(record["prompt"], return_state=True)
-        for step in range(record["tokens"].shape[1]):
-            logits, state = model(record["tokens"][:, step : step + 1], state, return_state=True)
-            torch.testing.assert_close(
-                logits[:, 0], record["step_logits_fp32"][:, step], rtol=0, atol=FP32
-            )
+    assert worst_fp32_error(model, expected("tiny_noscale")["L130"], block_outputs) > 100 * FP32
