@@ -61,3 +61,27 @@ class _Parity:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--require-parity"):
         config.pluginmanager.register(_Parity(), "require-parity")
+
+
+@pytest.fixture(scope="session")
+def toy_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random model in our format: one layer of each kind, window 64."""
+    from evo_toolkit.checkpoint.format import save_pretrained
+    from evo_toolkit.model.config import StripedHyena2Config
+    from evo_toolkit.model.striped_hyena import StripedHyena2
+
+    config = StripedHyena2Config(
+        name="toy", pattern="SDH*", width=16, num_heads=2, mlp_width=32, filter_groups=2,
+        context_length=512, vocab_size=256, default_window=64,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("toy") / "model"
+    state = StripedHyena2(config, generator_seed=0).state_dict()
+    return save_pretrained(state, config, folder, provenance={"source": "random weights"})
+
+
+@pytest.fixture(scope="session")
+def toy_model(toy_model_dir: Path) -> object:
+    """The tiny model, loaded."""
+    from evo_toolkit.checkpoint.load import load_model
+
+    return load_model(toy_model_dir, device="cpu")
