@@ -125,8 +125,9 @@ def test_the_sign_is_that_of_the_alternate(tmp_path: Path, toy_model: StripedHye
         model.embedding.weight[ord("A"), 0] = 3.0
     setting = Setting(tmp_path, model, "C" * 500)
     (found,) = setting.alleles([(250, "C", "A")])
-    # Norm and head: logit of A is 3 sqrt(D), of the others sqrt(D); the log ratio is 2 sqrt(D).
-    assert found.llr == pytest.approx(8.0, rel=1e-4)  # "+": C>A gains; "-": G>T changes nothing
+    # The norm makes every input sqrt(D) = 4 in channel 0: the logit of A is 12, any other 4, so
+    # C>A gains 8 on "+" and G>T nothing on "-".
+    assert found.llr == pytest.approx((8 + 0) / 2, rel=1e-4)
     (back,) = Setting(tmp_path, model, "A" * 500).alleles([(250, "A", "C")], strands="fwd")
     assert back.dll is not None and back.dll < 0
 
