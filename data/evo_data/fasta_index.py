@@ -230,14 +230,14 @@ def _check_entries(path: Path, entries: list[_Entry], read: _Read) -> None:
             if not line_end.endswith(b"\n") or line_end.strip(b"\r\n"):
                 raise _stale(path, f"the lines of {entry.name!r} are not as long as it says")
         previous = entry.end
+        if entry.length and not read(previous - 1, previous).strip(b"\r\n"):
+            raise _stale(path, f"sequence {entry.name!r} is shorter than it says")
     rest = read(previous, previous + _LONGEST_HEADER).strip(b"\r\n")
     if rest:
         found = header_name(rest.split(b"\n")[0])
         if found in names:
             raise FastaError(f"{path}: sequence name {found!r} stands there twice; rename one")
         raise _stale(path, "the file goes on behind the last sequence")
-    if not read(previous - 1, previous) and previous:
-        raise _stale(path, "the file ends before the last sequence does")
     if not any(entry.length for entry in entries):
         raise FastaError(f"{path}: holds no sequence, only names; give a FASTA file with bases")
     _check_nucleotides(path, entries, read)
