@@ -24,6 +24,7 @@ from evo_toolkit.model.striped_hyena import StripedHyena2
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "recipes" / "pretrain"))
 
 import evo_mini_provisional as script
+import genome_windows as windows
 import markov_baseline as markov
 import pack_genomes as packing
 
@@ -57,9 +58,6 @@ def packed_of(tmp_path: Path, files: dict[str, dict[str, bytes]]) -> packing.Pac
         write_fasta(tmp_path / "genomes" / name, records)
     packing.pack([tmp_path / "genomes"], tmp_path / "packed", max_bases=10**9)
     return packing.read_packed(tmp_path / "packed")
-
-
-# --- Packing -----------------------------------------------------------------------------------
 
 
 def test_packing_keeps_bases_case_and_unknowns(tmp_path: Path) -> None:
@@ -154,11 +152,8 @@ def test_the_largest_clusters_lose_members_first() -> None:
     assert packing.choose(bases, clusters, 172) == [2, 3, 5]
 
 
-# --- Windows -----------------------------------------------------------------------------------
-
-
-def stream_of(text: bytes, weight: float = 1.0) -> script.Stream:
-    return script.Stream(
+def stream_of(text: bytes, weight: float = 1.0) -> windows.Stream:
+    return windows.Stream(
         text=np.frombuffer(text, np.uint8).copy(),
         start=np.array([0]),
         length=np.array([len(text)]),
@@ -168,7 +163,7 @@ def stream_of(text: bytes, weight: float = 1.0) -> script.Stream:
 
 def test_windows_depend_on_seed_and_step_alone() -> None:
     stream = stream_of(random_bases(5000, 1))
-    first, again, other = (script.WindowSampler(stream, CPU, seed=s) for s in (3, 3, 4))
+    first, again, other = (windows.WindowSampler(stream, CPU, seed=s) for s in (3, 3, 4))
     first.batch(0, 4, 65)
     assert np.array_equal(first.plan(7, 16, 65), again.plan(7, 16, 65))
     assert not np.array_equal(first.plan(7, 16, 65), first.plan(8, 16, 65))
@@ -177,7 +172,7 @@ def test_windows_depend_on_seed_and_step_alone() -> None:
 
 def test_windows_are_the_text_or_its_reverse_complement() -> None:
     text = mutated(random_bases(300, 1), 0, 0)[:150] + b"N\0" + random_bases(148, 2).lower()
-    sampler = script.WindowSampler(stream_of(text), CPU, seed=0)
+    sampler = windows.WindowSampler(stream_of(text), CPU, seed=0)
     plan = sampler.plan(0, 64, 41)
     tokens, _ = sampler.gather(plan, 41)
     assert set(plan[:, 1]) == {0, 1}
@@ -190,13 +185,13 @@ def test_windows_are_the_text_or_its_reverse_complement() -> None:
 
 
 def test_every_window_can_be_drawn() -> None:
-    sampler = script.WindowSampler(stream_of(random_bases(12, 1)), CPU, seed=0)
+    sampler = windows.WindowSampler(stream_of(random_bases(12, 1)), CPU, seed=0)
     assert set(sampler.plan(0, 500, 10)[:, 0]) == {0, 1, 2}
 
 
 def test_loss_weights_belong_to_the_predicted_base() -> None:
     text = b"ACgtNRA\0CAtG"
-    sampler = script.WindowSampler(stream_of(text), CPU, seed=0)
+    sampler = windows.WindowSampler(stream_of(text), CPU, seed=0)
     plan = np.array([[0, 0], [0, 1]])
     _, weights = sampler.gather(plan, len(text))
     tenth = pytest.approx(0.1)
@@ -220,7 +215,7 @@ def test_short_records_are_joined_and_nothing_is_lost(tmp_path: Path) -> None:
             "c.fna": {"tinier": random_bases(9, 5)},
         },
     )
-    stream = script.build_stream(packed, 100)
+    stream = windows.build_stream(packed, 100)
     record = {r.name: packed.record_bytes(r).tobytes() for r in packed.records}
     segments = [
         stream.text[s : s + n].tobytes() for s, n in zip(stream.start, stream.length, strict=True)
@@ -233,30 +228,27 @@ def test_short_records_are_joined_and_nothing_is_lost(tmp_path: Path) -> None:
 
 
 def test_positions_are_drawn_by_weight() -> None:
-    stream = script.Stream(
+    stream = windows.Stream(
         text=np.zeros(2000, np.uint8),
         start=np.array([0, 1000]),
         length=np.array([1000, 1000]),
         weight=np.array([1.0, 0.25]),
     )
-    plan = script.WindowSampler(stream, CPU, seed=1).plan(0, 20_000, 10)
+    plan = windows.WindowSampler(stream, CPU, seed=1).plan(0, 20_000, 10)
     share = (plan[:, 0] < 1000).mean()
     assert abs(share - 0.8) < 5 * math.sqrt(0.8 * 0.2 / 20_000)
 
 
 def test_every_start_is_as_likely_whatever_the_length_of_its_segment() -> None:
-    stream = script.Stream(
+    stream = windows.Stream(
         text=np.zeros(110, np.uint8),
         start=np.array([0, 100]),
         length=np.array([100, 10]),
         weight=np.ones(2),
     )
-    plan = script.WindowSampler(stream, CPU, seed=1).plan(0, 20_000, 10)
+    plan = windows.WindowSampler(stream, CPU, seed=1).plan(0, 20_000, 10)
     share = (plan[:, 0] == 100).mean()  # one start of 92
     assert abs(share - 1 / 92) < 5 * math.sqrt(1 / 92 / 20_000)
-
-
-# --- Baselines ---------------------------------------------------------------------------------
 
 
 def test_interpolation_by_hand() -> None:
@@ -297,9 +289,6 @@ def test_a_chain_learns_a_repeat_and_composition_does_not(tmp_path: Path) -> Non
     entropy = -(gc * math.log2(gc / 2) + (1 - gc) * math.log2((1 - gc) / 2))
     assert result["composition"] == pytest.approx(entropy)
     assert result["markov_order"] >= 2 and result["markov"] < 0.05
-
-
-# --- Training ----------------------------------------------------------------------------------
 
 
 def toy_options(tmp_path: Path, *extra: str) -> list[str]:
