@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evo_toolkit.checkpoint.cache import cached_sha256, remembered_sha256
+from evo_toolkit.checkpoint.cache import cache_dir, cached_sha256, remembered_sha256
+from evo_toolkit.checkpoint.pieces import find_pieces, merge_pieces, require_space
 from evo_toolkit.errors import CheckpointError, UsageError
 from evo_toolkit.model.registry import BUNDLED, MODELS, ModelEntry
 
@@ -56,8 +57,6 @@ def find(name: str, *, cache: Path | None = None) -> Path | None:
         CheckpointError: if pieces are there but some are missing.
     """
     from huggingface_hub import constants, try_to_load_from_cache
-
-    from evo_toolkit.checkpoint.torchfile import find_pieces, merge_pieces
 
     entry = released_entry(name)
     assert entry.repo is not None and entry.filename is not None
@@ -156,7 +155,6 @@ def download(name: str, *, cache: Path | None = None, force: bool = False) -> Pa
         _verify(file, path, name)
     if len(paths) == 1:
         return paths[0]
-    from evo_toolkit.checkpoint.torchfile import merge_pieces
 
     return merge_pieces(paths)
 
@@ -213,8 +211,6 @@ def _absent(entry: ModelEntry, files: list[RemoteFile], folder: Path, *, force: 
 
 
 def _require_room(folder: Path, files: list[RemoteFile], absent: int) -> None:
-    from evo_toolkit.checkpoint.cache import cache_dir
-    from evo_toolkit.checkpoint.torchfile import require_space
 
     total = sum(f.size for f in files)
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,10 @@ from typing import Any
 
 from evo_toolkit.checkpoint import hub
 from evo_toolkit.checkpoint.format import CONFIG, is_checkpoint_directory, open_checkpoint
+from evo_toolkit.checkpoint.pieces import find_pieces, merge_pieces
 from evo_toolkit.checkpoint.savanna import savanna_source, savanna_weights
 from evo_toolkit.checkpoint.source import WeightSource
-from evo_toolkit.checkpoint.torchfile import find_pieces, merge_pieces, read_torch_file
+from evo_toolkit.checkpoint.torchfile import read_torch_file
 from evo_toolkit.checkpoint.vortex import looks_like_vortex, vortex_source
 from evo_toolkit.errors import CheckpointError, InaccurateModelError, UsageError
 from evo_toolkit.model.config import StripedHyena2Config, read_config

@@ -28,7 +28,7 @@ from evo_toolkit.model.config import StripedHyena2Config
 
 # Position 0 is the embedding and 1 a reshape without weights: layer i is position i + 2.
 _FIRST_LAYER = 2
-_LAYER = re.compile(r"^sequential\.(\d+)\.(?!norm\.)")
+_LAYER = re.compile(r"^sequential\.(\d+)\.")
 _FINAL_NORM = re.compile(r"^sequential\.\d+\.norm\.weight$")
 _IGNORED = re.compile(r"\.(post_attention_layernorm|outer_mlp_layernorm)\.")
 _FP8_SCALES = re.compile(r"\.mixer\.dense_projection\._extra_state$")
