@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -91,13 +91,13 @@ class VcfHeader:
         """Return the lines with others added right before #CHROM.
 
         Args:
-            added: Meta lines without terminator; they get that of the #CHROM line.
+            added: Meta lines without terminator; they get that of the first line.
             drop_genotypes: Whether FORMAT and the samples are cut from the #CHROM line.
         """
         columns, terminator = _split_terminator(self.lines[-1])
         if drop_genotypes:
             columns = b"\t".join(columns.split(b"\t", len(_FIXED_COLUMNS))[: len(_FIXED_COLUMNS)])
-        ending = b"\r\n" if terminator.startswith(b"\r\n") else b"\n"
+        ending = b"\r\n" if self.lines[0].endswith(b"\r\n") else b"\n"
         return [*self.lines[:-1], *(line + ending for line in added), columns + terminator]
 
 
@@ -203,9 +203,10 @@ def _bcf_lines(path: Path, name: str, closers: ExitStack) -> Iterator[bytes]:
     """Return the lines of a BCF as htslib writes them, header first."""
     try:
         with quiet_htslib():
-            variants = closers.enter_context(pysam.VariantFile(os.fspath(path), "rb"))
+            variants = pysam.VariantFile(os.fspath(path), "rb")
+            closers.callback(_close, variants)
             header = str(variants.header)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, NotImplementedError) as error:
         raise VcfError(f"{name}: cannot be read as BCF: {error}") from error
 
     def lines() -> Iterator[bytes]:
@@ -225,6 +226,12 @@ def _bcf_lines(path: Path, name: str, closers: ExitStack) -> Iterator[bytes]:
     return lines()
 
 
+def _close(variants: pysam.VariantFile) -> None:
+    """Close a file that was read; htslib repeats here an error that reading has told already."""
+    with suppress(OSError), quiet_htslib():
+        variants.close()
+
+
 def _read_header(lines: Iterator[bytes], name: str) -> tuple[VcfHeader, bytes | None, int]:
     """Return the header, the first line after it (None: no records), and how many lines it has."""
     header = VcfHeader([])
@@ -233,6 +240,11 @@ def _read_header(lines: Iterator[bytes], name: str) -> tuple[VcfHeader, bytes | 
         number += 1
         line, _ = _split_terminator(raw)
         if number == 1:
+            if b"\r" in line:
+                raise VcfError(
+                    f"{name}:1: lines end with a carriage return alone; convert them, for example "
+                    "by tr '\\r' '\\n'"
+                )
             if not _FILE_FORMAT.fullmatch(line):
                 raise VcfError(
                     f"{name}:1: the first line must be ##fileformat=VCFv4.x, "
@@ -251,8 +263,7 @@ def _read_header(lines: Iterator[bytes], name: str) -> tuple[VcfHeader, bytes | 
         _note_meta(line, header)
     else:
         raise VcfError(
-            f"{name}: the file ends before the #CHROM line; it is truncated, or its lines do not "
-            "end with a line feed"
+            f"{name}: the file ends before the #CHROM line, so it is truncated; copy it again"
         )
     first = None
     for raw in lines:

@@ -60,6 +60,8 @@ def open_stream(path: Path | str, name: str, closers: ExitStack) -> VariantStrea
             _check_bgzf_end(last_bytes(Path(path)), name)
         start = source.peek_decompressed(len(_TEXT_START))
     if start.startswith(_BCF_START):
+        if compressed and not source.is_bgzf:
+            raise VcfError(f"{name}: BCF compressed by gzip; decompress it, or use bgzip")
         bcf_path = Path(path) if is_file else _spooled(source, closers)
         return VariantStream(iter(()), bcf_path)
     _check_text(start, name)

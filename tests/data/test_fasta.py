@@ -267,7 +267,7 @@ def test_unequal_lines_are_found_in_any_two_pieces() -> None:
     content = b">a\nACGT\nAC\nACGT\n>b\nAC\n"
     for cut in range(len(content)):
         scanner = FastaScanner("x.fa")
-        with pytest.raises(FastaError, match="x.fa:4: the lines"):
+        with pytest.raises(FastaError, match=r"x\.fa:4: the lines"):
             for piece in (content[:cut], content[cut:]):
                 scanner.feed(piece)
 
