@@ -18,8 +18,6 @@ from evo_data.errors import OutputExistsError, VcfError
 from evo_data.files import atomic_output, check_output
 
 FORMATS = ("vcf", "vcf.gz", "bcf")
-# A .tbi can address no base behind this one; a .csi can.
-_LARGEST_TBI_POSITION = 1 << 29
 _BUFFER_BYTES = 1 << 16
 
 ExitCallback = Callable[
@@ -169,9 +167,8 @@ class VcfWriter:
                 f"{self._name} is not sorted by position, so it has no index; use bcftools sort"
             )
             return
-        kinds = [".tbi", ".csi"]
-        if self._format == "bcf" or self._order.largest > _LARGEST_TBI_POSITION:
-            kinds = [".csi"]
+        # A .tbi cannot be made where a position passes 2^29; a .csi can.
+        kinds = (".csi",) if self._format == "bcf" else (".tbi", ".csi")
         for kind in kinds:
             try:
                 with atomic_output(Path(f"{self._target}{kind}")) as temporary, quiet_htslib():
@@ -193,19 +190,17 @@ class VcfWriter:
 
 
 class _Order:
-    """Whether records came by position within contigs, and the largest position of any."""
+    """Whether records came contig by contig, and by position within each."""
 
     def __init__(self) -> None:
         self.sorted = True
-        self.largest = 0
         self._contig: bytes | None = None
         self._contigs: set[bytes] = set()
         self._position = 0
 
     def note(self, line: bytes) -> None:
-        contig, position, _, ref, _ = line.split(b"\t", 4)
+        contig, position, _ = line.split(b"\t", 2)
         pos = int(position)
-        self.largest = max(self.largest, pos + len(ref))
         if contig != self._contig:
             self.sorted = self.sorted and contig not in self._contigs
             self._contigs.add(contig)

@@ -18,6 +18,7 @@ from evo_data.variant import (
     check_reference,
     classify_allele,
     edit_of,
+    hgvs_g,
     normalise,
 )
 from evo_data.vcf import VariantReader
@@ -178,6 +179,23 @@ def test_a_substitution_by_hand(window: int) -> None:
     assert chr(minus.alt[window // 2]) == alternate.translate(COMPLEMENT)
     if window % 2:
         assert (plus.start, plus.end) == (minus.start, minus.end)
+
+
+def test_the_example_of_the_documentation() -> None:
+    genome = "TTGACCATGCTGATCGGCAAACTGTCGGATCCATGCATTA"
+    variant = normalise(Variant("ctg", 20, "AA", "A"), _fetch(genome))
+    assert variant.key == "ctg-18-CA-C"
+    assert hgvs_g(variant, _fetch(genome), len(genome)) == "ctg:g.21del"
+    edit = edit_of(variant)
+    assert edit == Edit(18, 19, b"")
+    (plus, minus), flags = _windows(genome, edit, 8)
+    assert not flags
+    assert (plus.start, plus.end, plus.fork) == (14, 22, 6)
+    assert (_text(plus.ref), _text(plus.alt)) == ("CGGCAAAC", "CGGCAACT")
+    assert (minus.start, minus.end, minus.fork) == (17, 25, 6)
+    assert (_text(minus.ref), _text(minus.alt)) == ("ACAGTTTG", "ACAGTTGC")
+    assert plus.ref_allele == minus.ref_allele == (4, 5)
+    assert plus.alt_allele == minus.alt_allele == (4, 4)
 
 
 def test_an_insertion_drops_the_far_end_and_a_deletion_fills_it() -> None:
