@@ -98,7 +98,7 @@ def _featurizer(x: Tensor) -> Tensor:
 
 
 def _se_taps(x: Tensor) -> Tensor:
-    return x[:, 0]
+    return x[:, 0].flip(-1)
 
 
 def _mr_taps(x: Tensor) -> Tensor:
