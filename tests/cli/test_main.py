@@ -130,6 +130,9 @@ def test_python_m_runs_it() -> None:
     assert evo_toolkit.__version__ in done.stdout
 
 
+# Stdout must buffer, as it does for users, whatever the environment of the tests says.
+BUFFERED = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+
 # A command in a process of its own, for what only a process can show.
 PROCESS = """
 import sys, types, click
@@ -151,7 +154,7 @@ main()
 def test_a_closed_pipe_ends_in_silence() -> None:
     code = PROCESS.format(body="[print('x' * 1000) for _ in range(10_000)]")
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=BUFFERED
     )
     assert process.stdout is not None and process.stderr is not None
     process.stdout.read(10)
@@ -165,7 +168,9 @@ def test_a_pipe_that_closes_before_the_last_flush_ends_in_silence() -> None:
     # What is printed fits into the buffer, so that nothing fails before the end.
     code = PROCESS.format(body="import time; print('x'); time.sleep(0.5)")
     read, write = os.pipe()
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, env=BUFFERED
+    )
     os.close(write)
     os.close(read)
     _, errors = process.communicate(timeout=60)
@@ -177,7 +182,7 @@ def test_a_full_disk_behind_stdout_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-c", PROCESS.format(body="print('x')")],
-            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=BUFFERED,
         )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1 and "No space left" in done.stderr
