@@ -9,8 +9,11 @@ import click
 from evo_toolkit.cli.common import user_errors
 
 if TYPE_CHECKING:
+    import torch
+
     from evo_toolkit.checkpoint.source import WeightSource
     from evo_toolkit.model.config import StripedHyena2Config
+    from evo_toolkit.model.precision import PrecisionPolicy
 
 
 # Column to justification; "here" is whether its numbers are right on this machine.
@@ -63,18 +66,15 @@ def list_models() -> None:
 
 def _figures(config: StripedHyena2Config) -> tuple[str, ...]:
     from evo_toolkit.checkpoint.names import weight_bytes
-    from evo_toolkit.checkpoint.opening import accuracy_note
+    from evo_toolkit.inference.machine import fit_model
 
-    _, memory, compute_bytes = _device()
-    size = weight_bytes(config, compute_bytes)
-    # The weights and a tenth for the activations of one window.
-    fits = size * 1.1 <= memory
+    fit = fit_model(config, *_place())
     return (
         _count(config.parameter_count()),
         f"{config.context_length:,}",
         f"{weight_bytes(config, 2) / 1e9:.3g} GB",
-        "right" if accuracy_note(config) is None else "inaccurate",
-        "yes" if fits else "no",
+        "right" if fit.inaccurate is None else "inaccurate",
+        "yes" if fit.fits else "no",
     )
 
 
@@ -88,20 +88,22 @@ def _presence(name: str, download_gb: float) -> str:
     return "downloaded" if hub.is_here(name) else f"download, {download_gb:g} GB"
 
 
-def _device() -> tuple[str, int, int]:
-    """Device that `--device auto` means, its bytes of memory, and bytes per weight on it."""
-    from evo_toolkit.checkpoint.load import resolve_device, total_memory
+def _place() -> tuple[torch.device, PrecisionPolicy]:
+    """The device that `--device auto` means, and how numbers are represented on it by default."""
+    from evo_toolkit.checkpoint.load import resolve_device
     from evo_toolkit.model.precision import resolve_precision
 
     device = resolve_device("auto")
-    policy = resolve_precision("default", device)
-    return str(device), total_memory(device), policy.compute_dtype.itemsize
+    return device, resolve_precision("default", device)
 
 
 def _machine() -> str:
-    name, memory, compute_bytes = _device()
-    dtype = {2: "bfloat16", 4: "float32"}.get(compute_bytes, f"{compute_bytes} bytes a weight")
-    return f"{name}, {memory / 1e9:.1f} GB, weights in {dtype}; evo-toolkit doctor says more"
+    from evo_toolkit.checkpoint.load import total_memory
+
+    device, policy = _place()
+    memory = total_memory(device) / 1e9
+    dtype = str(policy.compute_dtype).removeprefix("torch.")
+    return f"{device}, {memory:.1f} GB, weights in {dtype}; evo-toolkit doctor says more"
 
 
 @models.command("info")

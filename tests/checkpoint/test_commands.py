@@ -10,14 +10,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from torch import Tensor
 
-from evo_toolkit.checkpoint import hub, opening
+from evo_toolkit.checkpoint import hub, load, opening
 from evo_toolkit.checkpoint.format import save_pretrained
+from evo_toolkit.cli import models as models_module
 from evo_toolkit.cli.convert import convert
 from evo_toolkit.cli.models import models
+from evo_toolkit.inference import machine
 from evo_toolkit.model.config import Evidence, StripedHyena2Config
+from evo_toolkit.model.precision import PrecisionPolicy
 from evo_toolkit.model.registry import MODELS
 
 
@@ -47,10 +51,16 @@ def test_importing_the_commands_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_list_says_what_is_right_and_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    from evo_toolkit.cli import models as module
+def pretend_memory(monkeypatch: pytest.MonkeyPatch, size: int, dtype: torch.dtype) -> None:
+    """Let this machine have `size` bytes and compute in `dtype`."""
+    policy = PrecisionPolicy(name="default", compute_dtype=dtype)
+    monkeypatch.setattr(models_module, "_place", lambda: (torch.device("cpu"), policy))
+    monkeypatch.setattr(machine, "total_memory", lambda device: size)
+    monkeypatch.setattr(load, "total_memory", lambda device: size)
 
-    monkeypatch.setattr(module, "_device", lambda: ("cuda", 80_000_000_000, 2))
+
+def test_list_says_what_is_right_and_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_memory(monkeypatch, 80_000_000_000, torch.bfloat16)
     result = run("models", "list")
     assert result.exit_code == 0, result.output
     rows = {line.split()[0]: line for line in result.stdout.splitlines() if line.startswith("evo")}
@@ -62,8 +72,9 @@ def test_list_says_what_is_right_and_what_fits(monkeypatch: pytest.MonkeyPatch) 
     assert "download, 13.2 GB" in rows["evo2_7b"]
     assert " inaccurate " in rows["evo2_1b_base"]
     assert " no " in rows["evo2_40b"]
-    assert "cuda, 80.0 GB, weights in bfloat16" in result.stdout
-    monkeypatch.setattr(module, "_device", lambda: ("cpu", 16_000_000_000, 4))
+    assert "cpu, 80.0 GB, weights in bfloat16" in result.stdout
+    # 6.58 B parameters of four bytes.
+    pretend_memory(monkeypatch, 26_000_000_000, torch.float32)
     rows = {line.split()[0]: line for line in run("models", "list").stdout.splitlines() if line}
     assert " no " in rows["evo2_7b"]
 

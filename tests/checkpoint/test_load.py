@@ -35,6 +35,18 @@ def test_logits_are_the_recorded_ones(tiny_file: Path, tiny_expected: dict[str, 
     assert (logits - case["logits_fp32"]).abs().max() < 2e-4
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_gets_the_same_weights(tiny_file: Path) -> None:
+    here = load_model(tiny_file, device="cpu", precision="vortex").state_dict()
+    there = load_model(tiny_file, device="cuda", precision="vortex")
+    assert there.device.type == "cuda"
+    for name, tensor in there.state_dict().items():
+        assert tensor.is_cuda
+        assert tensor.dtype == here[name].dtype
+        assert torch.equal(tensor.cpu(), here[name]), name
+
+
 def test_the_model_is_ready_for_inference(tiny_file: Path) -> None:
     model = load_model(tiny_file, device="cpu", precision="vortex")
     assert not model.training
