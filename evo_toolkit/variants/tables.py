@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
@@ -153,9 +153,15 @@ class TsvScoreWriter(_Writer):
                 os.fspath(self._temporary), seq_col=0, start_col=1, end_col=1, meta_char="#",
                 zerobased=False, keep_original=True, force=True, csi=csi,
             )  # fmt: skip
+        except (OSError, ValueError) as error:
+            # The scores are worth more than their index.
+            index.unlink(missing_ok=True)
+            self.notes = (
+                f"{self._target}: no tabix index, since htslib cannot make one ({error})",
+            )
+            return None
         except BaseException:
-            with suppress(FileNotFoundError):
-                index.unlink()
+            index.unlink(missing_ok=True)
             raise
         return index
 

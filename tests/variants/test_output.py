@@ -387,6 +387,20 @@ def test_far_positions_get_a_csi_index(
         assert len(list(file.fetch("chr1", 1 << 29, (1 << 29) + 20))) == 1
 
 
+def test_scores_outlive_an_index_that_cannot_be_made(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("building of index failed")
+
+    monkeypatch.setattr(pysam, "tabix_index", fail)
+    path = write("out.tsv.gz")
+    assert "building of index failed" in write.notes[0]  # type: ignore[attr-defined]
+    with pysam.BGZFile(str(path)) as file:
+        assert file.read().count(b"\nchr") == 6
+    assert sorted(p.name for p in path.parent.iterdir()) == ["input.vcf", "out.tsv.gz"]
+
+
 def test_empty_compressed_tsv(write: Callable[..., Path]) -> None:
     path = write("out.tsv.gz", records=[])
     with pysam.TabixFile(str(path)) as file:
