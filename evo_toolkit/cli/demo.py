@@ -106,7 +106,7 @@ def _print_table(groups: dict[str, list[float]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="EVO_DLL by consequence (nats; positive: the alternate is more likely)")
+    table = Table(title="EVO_DLL by consequence, nats; positive: alternate more likely")
     table.add_column("consequence")
     for heading in ("alleles", "mean", "median", "lowest", "highest"):
         table.add_column(heading, justify="right")

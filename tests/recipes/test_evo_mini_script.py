@@ -324,7 +324,7 @@ def test_the_default_shape_is_within_the_limit() -> None:
     options = script.make_parser().parse_args(["--train", "t", "--val", "v", "-o", "o"])
     config = script.evo_mini_config(options)
     assert config.parameter_count() <= 2_000_000
-    assert config.context_length == 8192 and config.default_window == 512
+    assert config.context_length == 8192 and config.default_window == 2048
     assert config.gelu_layers == tuple(range(9)) and config.forbidden_genomes == ("vertebrate",)
 
 
