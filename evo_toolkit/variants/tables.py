@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
@@ -15,6 +15,7 @@ from typing import IO, Any, Literal, Self
 import pysam
 
 from evo_data.files import atomic_output
+from evo_toolkit.errors import EvoError
 from evo_toolkit.variants.scores import TABLE_COLUMNS, RunInfo, ScoredRecord, table_row
 
 ColumnType = Literal["string", "category", "int", "float"]
@@ -58,19 +59,41 @@ def clean_row(scored: ScoredRecord, index: int) -> tuple[Any, ...]:
 class _Writer:
     """The part of `ScoreWriter` that is the same for all tables."""
 
-    def __init__(self) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.notes: tuple[str, ...] = ()
+        self._target = None if os.fspath(path) == "-" else Path(os.path.realpath(path))
         self._stack = ExitStack()
         self._closed = False
 
+    def write(self, scored: ScoredRecord) -> None:
+        """Write the rows of one record."""
+        try:
+            self._put(scored)
+        except OSError as error:
+            raise self._failure(error) from error
+
     def close(self) -> None:
         """Finish the file; further calls do nothing."""
-        if not self._closed:
-            self._closed = True
+        if self._closed:
+            return
+        self._closed = True
+        try:
             self._finish()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _put(self, scored: ScoredRecord) -> None:
+        raise NotImplementedError
 
     def _finish(self) -> None:
         raise NotImplementedError
+
+    def _failure(self, error: OSError) -> Exception:
+        if self._target is None:
+            return error  # a closed pipe is the command's affair
+        # htslib gives no reason; a full disk or quota is the usual one.
+        reason = error.strerror or str(error)
+        return EvoError(f"{self._target} cannot be written ({reason}); is there space left?")
 
     def __enter__(self) -> Self:
         return self
@@ -85,7 +108,9 @@ class _Writer:
             self.close()
         elif not self._closed:
             self._closed = True
-            self._stack.__exit__(kind, error, trace)
+            # The file is thrown away; that its last bytes cannot be written is no news.
+            with suppress(OSError):
+                self._stack.__exit__(kind, error, trace)
 
 
 class TsvScoreWriter(_Writer):
@@ -98,28 +123,23 @@ class TsvScoreWriter(_Writer):
     def __init__(
         self, path: str | Path, *, metadata: list[str], compressed: bool, force: bool
     ) -> None:
-        super().__init__()
-        self._target = Path(os.path.realpath(path))
+        super().__init__(path)
         self._compressed = compressed
-        self._temporary: Path | None = None
         self._order = _Order()
         self._out: IO[bytes] | Any
         with ExitStack() as opening:
-            if os.fspath(path) == "-":
+            if self._target is None:
                 self._out = sys.stdout.buffer
             else:
-                self._temporary = opening.enter_context(atomic_output(path, force=force))
-                opened = (
-                    pysam.BGZFile(os.fspath(self._temporary), "wb")
-                    if compressed
-                    else self._temporary.open("wb")
-                )
+                temporary = opening.enter_context(atomic_output(path, force=force))
+                name = os.fspath(temporary)
+                opened = pysam.BGZFile(name, "wb") if compressed else temporary.open("wb")
                 self._out = opening.enter_context(opened)
             for line in (*metadata, "#" + "\t".join(TABLE_COLUMNS)):
                 self._out.write(f"{line}\n".encode())
             self._stack = opening.pop_all()
 
-    def write(self, scored: ScoredRecord) -> None:
+    def _put(self, scored: ScoredRecord) -> None:
         self._order.see(scored.record.contig, scored.record.pos)
         for index in range(len(scored.alleles)):
             cells = "\t".join(map(_cell, clean_row(scored, index)))
@@ -128,42 +148,26 @@ class TsvScoreWriter(_Writer):
     def _finish(self) -> None:
         with self._stack:
             self._out.flush()
-            if self._temporary is None or not self._compressed:
-                return
-            self._out.close()
-            index = self._make_index()
-        # The index last: one that is older than its file is not trusted.
-        for suffix in (".tbi", ".csi"):
-            beside = self._target.with_name(self._target.name + suffix)
-            if index is not None and index.suffix == suffix:
-                index.replace(beside)
-            else:
-                beside.unlink(missing_ok=True)
+        if self._target is not None and self._compressed:
+            self._index(self._target)
 
-    def _make_index(self) -> Path | None:
-        assert self._temporary is not None
+    def _index(self, path: Path) -> None:
+        for suffix in (".tbi", ".csi"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
         reason = self._order.reason_against_index
+        if reason is None:
+            csi = self._order.last_position > _TBI_END
+            try:
+                with atomic_output(f"{path}{'.csi' if csi else '.tbi'}") as index:
+                    pysam.tabix_index(
+                        os.fspath(path), seq_col=0, start_col=1, end_col=1, meta_char="#",
+                        zerobased=False, force=True, csi=csi, index=os.fspath(index),
+                    )  # fmt: skip
+            except (OSError, ValueError) as error:
+                # The scores are worth more than their index.
+                reason = f"htslib cannot make one ({error})"
         if reason is not None:
-            self.notes = (f"{self._target}: no tabix index, since {reason}",)
-            return None
-        csi = self._order.last_position > _TBI_END
-        index = self._temporary.with_name(self._temporary.name + (".csi" if csi else ".tbi"))
-        try:
-            pysam.tabix_index(
-                os.fspath(self._temporary), seq_col=0, start_col=1, end_col=1, meta_char="#",
-                zerobased=False, keep_original=True, force=True, csi=csi,
-            )  # fmt: skip
-        except (OSError, ValueError) as error:
-            # The scores are worth more than their index.
-            index.unlink(missing_ok=True)
-            self.notes = (
-                f"{self._target}: no tabix index, since htslib cannot make one ({error})",
-            )
-            return None
-        except BaseException:
-            index.unlink(missing_ok=True)
-            raise
-        return index
+            self.notes = (f"{path}: no tabix index, since {reason}",)
 
 
 def _cell(value: object) -> str:
@@ -206,7 +210,7 @@ class ParquetScoreWriter(_Writer):
     """
 
     def __init__(self, path: str | Path, *, run: RunInfo, force: bool) -> None:
-        super().__init__()
+        super().__init__(path)
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -231,7 +235,7 @@ class ParquetScoreWriter(_Writer):
             )
             self._stack = opening.pop_all()
 
-    def write(self, scored: ScoredRecord) -> None:
+    def _put(self, scored: ScoredRecord) -> None:
         for index in range(len(scored.alleles)):
             row = clean_row(scored, index)
             self._rows.append(row)

@@ -6,6 +6,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -453,6 +455,38 @@ def test_parquet_rows_leave_in_groups(
     monkeypatch.setattr(tables, "_CHARACTERS_PER_GROUP", 1)
     file = pq.ParquetFile(write("other.parquet"))
     assert file.num_row_groups == 6
+
+
+FULL_DISK = """
+import resource, signal, sys
+from evo_data.variant import AlleleStatus
+from evo_data.vcf import VcfRecord
+from evo_toolkit.errors import EvoError
+from evo_toolkit.variants.output import open_writer
+from evo_toolkit.variants.scores import AlleleScore, RunInfo, ScoredRecord
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+run = RunInfo("1", None, "m", "a", "p", "cpu", 64, "both", ((1, 64),), "g", "h")
+try:
+    with open_writer(sys.argv[1], format=None, header=None, run=run) as writer:
+        for pos in range(1, 9000):
+            record = VcfRecord(b"", b"", pos, "1", pos, ".", "A", ("C",), (), b".")
+            allele = AlleleScore(status=AlleleStatus.OK, alt="C", dll=pos / 7)
+            writer.write(ScoredRecord(record, (allele,)))
+except EvoError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files as Linux does")
+@pytest.mark.parametrize("name", ["o.tsv", "o.tsv.gz", "o.parquet"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+    arguments = [sys.executable, "-c", FULL_DISK, str(tmp_path / name)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("\n") == 1 and "is there space left?" in done.stdout, done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_empty_parquet(write: Callable[..., Path]) -> None:
