@@ -55,6 +55,7 @@ def doctor(
     against the published one. Exit code 1 when they differ by 0.001 or more.
     """
     from evo_toolkit.inference.released_check import PROMPTS_HOME, expected_of, read_prompts
+    from evo_toolkit.model.registry import BUNDLED
 
     if prompts is not None and model is None:
         raise click.UsageError("--prompts needs the model to check: -m NAME or -m PATH")
@@ -71,7 +72,8 @@ def doctor(
         click.echo()
         click.echo(_models_text(report["models"], report["runs_on"], report["tflops"]))
         click.echo()
-        click.echo(FIRST_TESTER)
+        if model not in BUNDLED:
+            click.echo(FIRST_TESTER)
     test = None
     if model is not None and texts is not None:
         test = _forward_test(
@@ -84,9 +86,7 @@ def doctor(
         click.echo()
         click.echo(_test_text(test))
     elif model is not None:
-        click.echo(
-            f"The released forward test of {model} was not made: it needs --prompts FILE ({PROMPTS_HOME})."
-        )
+        click.echo(_no_test_text(model, report["models"][0].name))
     else:
         click.echo(f"Check weights with: evo-toolkit doctor -m evo2_7b --prompts prompts.csv ({PROMPTS_HOME})")  # fmt: skip
     if test is not None and not test.passed:
@@ -134,8 +134,20 @@ def _forward_test(
     return run_forward_test(loaded, prompts, expected, name=name)
 
 
+def _no_test_text(model: str, name: str) -> str:
+    from evo_toolkit.inference.released_check import EXPECTED, PROMPTS_HOME
+
+    known = name in EXPECTED
+    which = (
+        ""
+        if known
+        else f"; it has figures for {', '.join(EXPECTED)}, not for {name} (--as NAME if these weights are one of them)"
+    )
+    return f"The released forward test of {model} was not made: it needs --prompts FILE ({PROMPTS_HOME}){which}."
+
+
 def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 5e8 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def _yes(value: bool) -> str:

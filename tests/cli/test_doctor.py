@@ -142,6 +142,13 @@ def test_a_model_without_prompts_is_not_checked_and_that_is_said(loaded: dict[st
     assert "evo2_40b" not in result.stdout
 
 
+def test_a_model_without_published_figures_is_told_so() -> None:
+    result = run("-m", "evo-mini")
+    assert result.exit_code == 0
+    assert "not for evo-mini" in result.stdout and "first tester" not in result.stdout
+    assert " MB + " in row(result, "evo-mini")
+
+
 def test_right_weights_pass(loaded: dict[str, Any], prompts: Path) -> None:
     result = run("-m", "evo2_7b", "--prompts", prompts, "--device", "cpu", "--precision", "exact")
     assert result.exit_code == 0, result.output
