@@ -27,17 +27,42 @@ _SUFFIXES = (".npz", ".parquet")
 
 @click.command()
 @click.argument("fasta", metavar="FASTA", type=click.Path(path_type=str))
-@click.option("-o", "--output", required=True, metavar="FILE", help="Where to write: .npz or .parquet.")
-@click.option("-l", "--layer", "layers", multiple=True, required=True, metavar="NAME", help="Layer by name, such as blocks.4, blocks.4.mlp.l3 or norm; may be repeated.")
-@click.option("--pool", type=click.Choice(["mean", "last", "none"]), default="mean", show_default=True, help="Over the positions of a sequence; none keeps every position.")
+@click.option(
+    "-o", "--output", required=True, metavar="FILE", help="Where to write: .npz or .parquet."
+)
+@click.option(
+    "-l",
+    "--layer",
+    "layers",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    help="Layer by name, such as blocks.4, blocks.4.mlp.l3 or norm; may be repeated.",
+)
+@click.option(
+    "--pool",
+    type=click.Choice(["mean", "last", "none"]),
+    default="mean",
+    show_default=True,
+    help="Over the positions of a sequence; none keeps every position.",
+)
 @model_options
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @allow_out_of_domain_option
 @quiet_option
 @user_errors
 def embed(
-    fasta: str, output: str, layers: tuple[str, ...], pool: str, model: str | None, device: str,
-    precision: str, allow_inaccurate: bool, force: bool, allow_out_of_domain: bool, quiet: bool,
+    fasta: str,
+    output: str,
+    layers: tuple[str, ...],
+    pool: str,
+    model: str | None,
+    device: str,
+    precision: str,
+    allow_inaccurate: bool,
+    force: bool,
+    allow_out_of_domain: bool,
+    quiet: bool,
 ) -> None:
     """Embed the sequences of a FASTA.
 
@@ -51,16 +76,19 @@ def embed(
     from evo_toolkit.checkpoint.load import load_model
     from evo_toolkit.errors import UsageError
     from evo_toolkit.inference.domain import check_domain
-    from evo_toolkit.inference.embed import POOLS
+    from evo_toolkit.inference.embed import POOLS, resolve_layer
     from evo_toolkit.inference.embed import embed as run
-    from evo_toolkit.inference.embed import resolve_layer
 
     name = require_model(model)
     if Path(output).suffix not in _SUFFIXES:
-        raise UsageError(f"output {output} has none of the endings {', '.join(_SUFFIXES)}; use one of them")
+        raise UsageError(
+            f"output {output} has none of the endings {', '.join(_SUFFIXES)}; use one of them"
+        )
     check_output(output, force=force)
     with Fasta(fasta) as sequences:
-        loaded = load_model(name, device=device, precision=precision, allow_inaccurate=allow_inaccurate)
+        loaded = load_model(
+            name, device=device, precision=precision, allow_inaccurate=allow_inaccurate
+        )
         note = check_domain(loaded.config, sequences.lengths, allow=allow_out_of_domain)
         try:
             for layer in layers:

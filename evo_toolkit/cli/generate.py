@@ -10,18 +10,51 @@ from evo_toolkit.cli.common import model_options, quiet_option, require_model, u
 
 
 @click.command()
-@click.option("-p", "--prompt", required=True, metavar="BASES", help="What to continue; at least one base.")
-@click.option("-n", "--max-new-tokens", type=click.IntRange(1), default=500, show_default=True, metavar="BASES", help="How many bases to add at most.")
-@click.option("-t", "--temperature", type=click.FloatRange(0), default=1.0, show_default=True, help="Of the sampling; 0 takes the likeliest base.")
+@click.option(
+    "-p", "--prompt", required=True, metavar="BASES", help="What to continue; at least one base."
+)
+@click.option(
+    "-n",
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    metavar="BASES",
+    help="How many bases to add at most.",
+)
+@click.option(
+    "-t",
+    "--temperature",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="Of the sampling; 0 takes the likeliest base.",
+)
 @click.option("--seed", type=int, help="Of the sampling; drawn, and printed, when not given.")
-@click.option("-o", "--output", default="-", show_default=True, metavar="FILE", help="Where to write the FASTA; - is stdout.")
+@click.option(
+    "-o",
+    "--output",
+    default="-",
+    show_default=True,
+    metavar="FILE",
+    help="Where to write the FASTA; - is stdout.",
+)
 @model_options
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @quiet_option
 @user_errors
 def generate(
-    prompt: str, max_new_tokens: int, temperature: float, seed: int | None, output: str,
-    model: str | None, device: str, precision: str, allow_inaccurate: bool, force: bool, quiet: bool,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int | None,
+    output: str,
+    model: str | None,
+    device: str,
+    precision: str,
+    allow_inaccurate: bool,
+    force: bool,
+    quiet: bool,
 ) -> None:
     """Continue a sequence.
 
@@ -47,7 +80,13 @@ def generate(
     title = f">generated model={loaded.config.name} prompt_length={len(prompt)} temperature={temperature:g} seed={seed}"
     if loaded.notes:
         title += " note=" + " ".join(loaded.notes)
-    text = "\n".join([title, *textwrap.wrap(prompt + added, 60, drop_whitespace=False, replace_whitespace=False), ""])
+    text = "\n".join(
+        [
+            title,
+            *textwrap.wrap(prompt + added, 60, drop_whitespace=False, replace_whitespace=False),
+            "",
+        ]
+    )
     if output == "-":
         click.echo(text, nl=False)
     else:

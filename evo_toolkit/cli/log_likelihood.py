@@ -17,15 +17,29 @@ from evo_toolkit.cli.common import (
 
 @click.command("log-likelihood")
 @click.argument("fasta", metavar="FASTA", type=click.Path(path_type=str))
-@click.option("-o", "--output", default="-", show_default=True, metavar="FILE", help="Where to write the TSV; - is stdout.")
+@click.option(
+    "-o",
+    "--output",
+    default="-",
+    show_default=True,
+    metavar="FILE",
+    help="Where to write the TSV; - is stdout.",
+)
 @model_options
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @allow_out_of_domain_option
 @quiet_option
 @user_errors
 def log_likelihood(
-    fasta: str, output: str, model: str | None, device: str, precision: str, allow_inaccurate: bool,
-    force: bool, allow_out_of_domain: bool, quiet: bool,
+    fasta: str,
+    output: str,
+    model: str | None,
+    device: str,
+    precision: str,
+    allow_inaccurate: bool,
+    force: bool,
+    allow_out_of_domain: bool,
+    quiet: bool,
 ) -> None:
     """Log-likelihood of each sequence of a FASTA.
 
@@ -43,12 +57,16 @@ def log_likelihood(
     if output != "-":
         check_output(output, force=force)
     with Fasta(fasta) as sequences:
-        loaded = load_model(name, device=device, precision=precision, allow_inaccurate=allow_inaccurate)
+        loaded = load_model(
+            name, device=device, precision=precision, allow_inaccurate=allow_inaccurate
+        )
         note = check_domain(loaded.config, sequences.lengths, allow=allow_out_of_domain)
         notes = (*loaded.notes, *((note,) if note else ()))
         if note:
             click.echo(f"Warning: {note}", err=True)
-        lines = [f"##evo_toolkitModel={loaded.config.name} sha256={loaded.sha256} {loaded.policy.describe()}"]
+        lines = [
+            f"##evo_toolkitModel={loaded.config.name} sha256={loaded.sha256} {loaded.policy.describe()}"
+        ]
         lines += [f"##evo_toolkitNote={text}" for text in notes]
         lines.append("#id\tlength\tlog_likelihood\tmean\tbits_per_base")
         # One sequence at a time: a result does not depend on the others, and memory stays small.

@@ -139,7 +139,7 @@ def info(model: str, config_file: str | None, verify: bool) -> None:
 
 
 def _print(key: str, value: object) -> None:
-    click.echo(f"{key:<18}{value}")
+    click.echo(f"{key:<17} {value}")
 
 
 def _print_config(config: StripedHyena2Config) -> None:
@@ -161,7 +161,9 @@ def _print_config(config: StripedHyena2Config) -> None:
     note = accuracy_note(config)
     _print("accuracy here", "right" if note is None else f"inaccurate: {note}")
     for evidence in config.evidence:
-        _print("evidence", f"{evidence.metric}: {evidence.value} ({evidence.command})")
+        _print("evidence", f"{evidence.metric}: {evidence.value}")
+    for command in dict.fromkeys(evidence.command for evidence in config.evidence):
+        _print("measured by", command)
 
 
 def _print_weights(source: WeightSource, name: str, verify: bool) -> None:
@@ -186,9 +188,15 @@ def _print_weights(source: WeightSource, name: str, verify: bool) -> None:
 
 
 def _print_nested(key: str, value: Any) -> None:
+    """One line per plain value; of long lists and tables only their length: the file has them."""
     if isinstance(value, dict):
         for inner, content in value.items():
-            _print_nested(f"{key}.{inner}", content)
+            if isinstance(content, dict):
+                _print(f"{key}.{inner}", f"{len(content)} entries, in provenance.json")
+            else:
+                _print_nested(f"{key}.{inner}", content)
+    elif isinstance(value, list):
+        _print(key, f"{len(value)} entries, in provenance.json")
     else:
         _print(key, value)
 

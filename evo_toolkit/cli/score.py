@@ -28,26 +28,88 @@ if TYPE_CHECKING:
 @click.command(epilog="Exit codes: 0 done; 1 an error (a bad file, the wrong genome); 2 wrong usage; 3 ran to the end but could score nothing.")  # fmt: skip
 @click.argument("variants", metavar="VARIANTS", type=click.Path(path_type=str))
 @click.argument("genome", metavar="GENOME", type=click.Path(path_type=str))
-@click.option("-o", "--output", default="-", show_default=True, metavar="FILE", help="Where to write; - is stdout. The suffix decides the format: .vcf, .vcf.gz (with index), .bcf, .tsv, .parquet.")
-@click.option("-O", "--output-type", metavar="v|z|b|t|p", help="Format when the suffix does not say: VCF, bgzipped VCF, BCF, TSV, Parquet.")
+@click.option(
+    "-o",
+    "--output",
+    default="-",
+    show_default=True,
+    metavar="FILE",
+    help="Where to write; - is stdout. The suffix decides the format: .vcf, .vcf.gz (with index), .bcf, .tsv, .parquet.",
+)
+@click.option(
+    "-O",
+    "--output-type",
+    metavar="v|z|b|t|p",
+    help="Format when the suffix does not say: VCF, bgzipped VCF, BCF, TSV, Parquet.",
+)
 @model_options
-@click.option("--window", type=click.IntRange(16), metavar="BASES", help="Bases per window; default: the model's own (models info NAME).")
-@click.option("--strands", type=click.Choice(["both", "fwd", "rc"]), default="both", show_default=True, help="Strands to score; both are averaged, and reported apart too.")
-@click.option("--max-allele", type=click.IntRange(1), default=1000, show_default=True, metavar="BASES", help="Longest allele that is scored; half a window is a limit too.")
-@click.option("-f", "--apply-filters", metavar="LIST", help="Keep only records whose FILTER is one of these, such as PASS,. (as in bcftools view).")
-@click.option("-G", "--drop-genotypes", is_flag=True, help="Leave FORMAT and samples out of the output.")
-@click.option("--info-prefix", default="EVO", show_default=True, metavar="NAME", help="Begins the names of the INFO keys that are added.")
-@click.option("--no-version", is_flag=True, help="Leave the command line out of the output's header.")
+@click.option(
+    "--window",
+    type=click.IntRange(16),
+    metavar="BASES",
+    help="Bases per window; default: the model's own (models info NAME).",
+)
+@click.option(
+    "--strands",
+    type=click.Choice(["both", "fwd", "rc"]),
+    default="both",
+    show_default=True,
+    help="Strands to score; both are averaged, and reported apart too.",
+)
+@click.option(
+    "--max-allele",
+    type=click.IntRange(1),
+    default=1000,
+    show_default=True,
+    metavar="BASES",
+    help="Longest allele that is scored; half a window is a limit too.",
+)
+@click.option(
+    "-f",
+    "--apply-filters",
+    metavar="LIST",
+    help="Keep only records whose FILTER is one of these, such as PASS,. (as in bcftools view).",
+)
+@click.option(
+    "-G", "--drop-genotypes", is_flag=True, help="Leave FORMAT and samples out of the output."
+)
+@click.option(
+    "--info-prefix",
+    default="EVO",
+    show_default=True,
+    metavar="NAME",
+    help="Begins the names of the INFO keys that are added.",
+)
+@click.option(
+    "--no-version", is_flag=True, help="Leave the command line out of the output's header."
+)
 @click.option("--force", is_flag=True, help="Replace an existing output.")
-@click.option("--dry-run", is_flag=True, help="Check the input, count, estimate the time; write nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Check the input, count, estimate the time; write nothing."
+)
 @allow_out_of_domain_option
 @quiet_option
 @user_errors
 def score(
-    variants: str, genome: str, output: str, output_type: str | None, model: str | None, device: str,
-    precision: str, allow_inaccurate: bool, window: int | None, strands: str, max_allele: int,
-    apply_filters: str | None, drop_genotypes: bool, info_prefix: str, no_version: bool, force: bool,
-    dry_run: bool, allow_out_of_domain: bool, quiet: bool,
+    variants: str,
+    genome: str,
+    output: str,
+    output_type: str | None,
+    model: str | None,
+    device: str,
+    precision: str,
+    allow_inaccurate: bool,
+    window: int | None,
+    strands: str,
+    max_allele: int,
+    apply_filters: str | None,
+    drop_genotypes: bool,
+    info_prefix: str,
+    no_version: bool,
+    force: bool,
+    dry_run: bool,
+    allow_out_of_domain: bool,
+    quiet: bool,
 ) -> None:
     """Score the variants of a VCF against a genome.
 
@@ -64,7 +126,9 @@ def score(
     from evo_toolkit.variants.run import open_variants
 
     name = require_model(model)
-    format = None if dry_run else check_output(output, output_type, force, inputs=(variants, genome))
+    format = (
+        None if dry_run else check_output(output, output_type, force, inputs=(variants, genome))
+    )
     say = _Reporter(quiet)
     # Everything that can be refused is refused here, before the weights are read.
     opened = open_source(name)
@@ -85,7 +149,9 @@ def score(
         from evo_toolkit.checkpoint.load import load_model
         from evo_toolkit.variants.run import ScoringRun
 
-        loaded = load_model(name, device=device, precision=precision, allow_inaccurate=allow_inaccurate)
+        loaded = load_model(
+            name, device=device, precision=precision, allow_inaccurate=allow_inaccurate
+        )
         command = None if no_version else f"{PROGRAM} {shlex.join(sys.argv[1:])}"
         run = ScoringRun(
             loaded, reference, found, window=window, strands=strands, max_allele=max_allele,
@@ -145,19 +211,27 @@ class _Reporter:
         seconds = run.estimate()
         rate = rows * window / run.seconds_per_forward
         if seconds is None:
-            self.line(f"{where}; {rate:,.0f} bases/s; stdin cannot be counted, so no estimate of the time")
+            self.line(
+                f"{where}; {rate:,.0f} bases/s; stdin cannot be counted, so no estimate of the time"
+            )
         else:
             self.line(f"{where}; {rate:,.0f} bases/s; estimated time {duration(seconds)}")
 
     def progress(self, variants: Variants) -> _Progress:
-        return _Progress(variants.num_alleles if variants.num_records is not None else None, self.quiet)
+        return _Progress(
+            variants.num_alleles if variants.num_records is not None else None, self.quiet
+        )
 
-    def finished(self, run: ScoringRun, summary: Summary, notes: tuple[str, ...], note: str | None) -> None:
+    def finished(
+        self, run: ScoringRun, summary: Summary, notes: tuple[str, ...], note: str | None
+    ) -> None:
         from evo_data.variant import AlleleStatus
 
         self.line(summary.text())
         checked = summary.by_status[AlleleStatus.OK]
-        wrong = summary.by_status[AlleleStatus.REF_MISMATCH] + summary.by_status[AlleleStatus.SWAPPED]
+        wrong = (
+            summary.by_status[AlleleStatus.REF_MISMATCH] + summary.by_status[AlleleStatus.SWAPPED]
+        )
         if wrong > 0.05 * (checked + wrong):
             self.warning(
                 f"REF differs from the genome at {wrong:,} of {checked + wrong:,} alleles; is {Path(run.info.genome).name} the assembly that the variants were called on?"

@@ -39,9 +39,7 @@ class ModelEntry:
     note: str
 
 
-def _evo2(
-    name: str, *, repo: str | None = None, gb: float, note: str, **config: Any
-) -> ModelEntry:
+def _evo2(name: str, *, repo: str | None = None, gb: float, note: str, **config: Any) -> ModelEntry:
     defaults: dict[str, Any] = {
         "name": name,
         "domains": _ALL_DOMAINS,

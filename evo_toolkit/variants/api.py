@@ -76,7 +76,9 @@ def score_variants(
         if run.domain_note:
             warnings.warn(run.domain_note, OutOfDomainWarning, stacklevel=2)
         rows = [
-            table_row(scored.record, allele) for scored in run.records() for allele in scored.alleles
+            table_row(scored.record, allele)
+            for scored in run.records()
+            for allele in scored.alleles
         ]
     frame = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
     frame.attrs["evo_toolkit"] = {
