@@ -53,6 +53,8 @@ class AlleleStatus(StrEnum):
     CONTIG_SHORT = "contig_short"
     OUT_OF_RANGE = "out_of_range"
     """POS is 0, or REF reaches past the end of the contig."""
+    NOT_FINITE = "not_finite"
+    """The model gave no finite number; its weights may be damaged."""
     MALFORMED = "malformed"
     """REF or ALT is no allele that VCF knows."""
 

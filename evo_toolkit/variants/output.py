@@ -27,7 +27,7 @@ from evo_toolkit.variants.scores import (
     RunInfo,
     ScoredRecord,
 )
-from evo_toolkit.variants.tables import ParquetScoreWriter, TsvScoreWriter, finite_or_none
+from evo_toolkit.variants.tables import ParquetScoreWriter, TsvScoreWriter
 
 OUTPUT_FORMATS: dict[str, str] = {
     "v": "vcf",
@@ -253,10 +253,7 @@ def _info_value(value: object) -> str:
         return "|".join(value) or "."
     if isinstance(value, str):
         return str(value)
-    if isinstance(value, float):
-        finite = finite_or_none(value)
-        return "." if finite is None else f"{finite:.6g}"
-    return "."
+    return f"{value:.6g}" if isinstance(value, float) else "."
 
 
 class VcfScoreWriter:

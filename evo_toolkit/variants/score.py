@@ -230,4 +230,7 @@ class VariantScorer:
             strand_score(window, log_probs[ref], log_probs[alt])
             for window, (ref, alt) in zip(job.windows, job.rows, strict=True)
         ]
-        return replace(job.score, **combine_strands(strands))  # type: ignore[arg-type]
+        values = combine_strands(strands)
+        if not all(value is None or math.isfinite(value) for value in values.values()):
+            return replace(job.score, status=AlleleStatus.NOT_FINITE)
+        return replace(job.score, **values)  # type: ignore[arg-type]

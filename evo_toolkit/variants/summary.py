@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from evo_data.variant import AlleleStatus
 from evo_toolkit.variants.scores import ScoredRecord
-from evo_toolkit.variants.tables import finite_or_none
 
 
 @dataclass
@@ -17,22 +16,22 @@ class Summary:
     Attributes:
         num_records: Records seen.
         num_filtered: Records left out by a filter, not among `num_records`; set by the caller.
-        num_scored: Alleles with a score.
-        num_not_finite: Alleles that were run but whose score is no number, not among `num_scored`.
         by_status: Alleles by status; a record without an alternate counts as one allele.
         by_flag: Alleles by flag.
     """
 
     num_records: int = 0
     num_filtered: int = 0
-    num_scored: int = 0
-    num_not_finite: int = 0
     by_status: Counter[AlleleStatus] = field(default_factory=Counter)
     by_flag: Counter[str] = field(default_factory=Counter)
 
     @property
     def num_alleles(self) -> int:
         return self.by_status.total()
+
+    @property
+    def num_scored(self) -> int:
+        return self.by_status[AlleleStatus.OK]
 
     @property
     def nothing_scored(self) -> bool:
@@ -45,11 +44,6 @@ class Summary:
         for allele in scored.alleles:
             self.by_status[allele.status] += 1
             self.by_flag.update(allele.flags)
-            if allele.status is AlleleStatus.OK:
-                if finite_or_none(allele.dll) is None:
-                    self.num_not_finite += 1
-                else:
-                    self.num_scored += 1
 
     def text(self) -> str:
         """The counts line that ends a run."""
@@ -58,10 +52,6 @@ class Summary:
         del unscored[AlleleStatus.OK]
         if unscored:
             parts.append("not scored: " + _counts(unscored))
-        if self.num_not_finite:
-            parts.append(
-                f"{self.num_not_finite:,} gave no finite number (are the weights damaged?)"
-            )
         if self.by_flag:
             parts.append("flags: " + _counts(self.by_flag))
         if self.num_filtered:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import sys
 from contextlib import ExitStack, suppress
@@ -43,17 +42,6 @@ _TBI_END = 1 << 29
 
 _ROWS_PER_GROUP = 32_768
 _CHARACTERS_PER_GROUP = 64 << 20
-
-
-def finite_or_none(value: float | None) -> float | None:
-    """The value without a negative zero, or None for NaN and infinities."""
-    return value + 0.0 if value is not None and math.isfinite(value) else None
-
-
-def clean_row(scored: ScoredRecord, index: int) -> tuple[Any, ...]:
-    """`table_row` of one allele with numbers that are not finite made missing."""
-    row = table_row(scored.record, scored.alleles[index])
-    return tuple(finite_or_none(x) if isinstance(x, float) else x for x in row)
 
 
 class _Writer:
@@ -141,8 +129,8 @@ class TsvScoreWriter(_Writer):
 
     def _put(self, scored: ScoredRecord) -> None:
         self._order.see(scored.record.contig, scored.record.pos)
-        for index in range(len(scored.alleles)):
-            cells = "\t".join(map(_cell, clean_row(scored, index)))
+        for allele in scored.alleles:
+            cells = "\t".join(map(_cell, table_row(scored.record, allele)))
             self._out.write(f"{cells}\n".encode())
 
     def _finish(self) -> None:
@@ -236,8 +224,8 @@ class ParquetScoreWriter(_Writer):
             self._stack = opening.pop_all()
 
     def _put(self, scored: ScoredRecord) -> None:
-        for index in range(len(scored.alleles)):
-            row = clean_row(scored, index)
+        for allele in scored.alleles:
+            row = table_row(scored.record, allele)
             self._rows.append(row)
             self._characters += sum(len(x) for x in row if isinstance(x, str))
             if len(self._rows) >= _ROWS_PER_GROUP or self._characters >= _CHARACTERS_PER_GROUP:

@@ -317,6 +317,17 @@ def test_reference_bits_are_the_mean_over_distinct_reference_windows(setting: Se
     assert scorer.reference_bits.bits_per_base == pytest.approx(expected, rel=1e-6)
 
 
+def test_damaged_weights_give_a_status_and_no_score(
+    tmp_path: Path, toy_model: StripedHyena2
+) -> None:
+    model = StripedHyena2(toy_model.config, policy=toy_model.policy, generator_seed=0).eval()
+    with torch.no_grad():
+        model.norm.scale[0] = float("nan")
+    (found,) = Setting(tmp_path, model).alleles([Setting(tmp_path, model).snv(500)])
+    assert found.status is AlleleStatus.NOT_FINITE
+    assert found.dll is None and found.llr is None and found.key is not None
+
+
 def test_the_buffer_does_not_change_order_or_scores(setting: Setting) -> None:
     rows = [setting.snv(p) for p in range(50, 1950, 19)]
     many = setting.score(rows)

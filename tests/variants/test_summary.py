@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from evo_data.variant import AlleleStatus
 from evo_data.vcf import VcfRecord
 from evo_toolkit.variants.scores import AlleleScore, ScoredRecord
@@ -61,10 +59,3 @@ def test_nothing_scored_is_not_the_same_as_nothing_there() -> None:
     assert summary.text() == "scored 0 alleles of 0 in 0 records"
     summary.add(scored(not_ok(AlleleStatus.MISSING_ALT)))
     assert summary.nothing_scored
-
-
-def test_a_score_that_is_no_number_is_not_counted_as_scored() -> None:
-    summary = Summary()
-    summary.add(scored(ok(math.nan), ok(math.inf)))
-    assert summary.nothing_scored
-    assert "2 gave no finite number" in summary.text()
