@@ -80,7 +80,9 @@ class Attention(nn.Module):
         """
         B, L, C = qkv.shape
         q, k, v = (x.reshape(B, L, self.num_heads, -1) for x in qkv.chunk(3, dim=-1))
-        start = 0 if state is None else state.offset
+        filled = 0 if state is None else int(state.length)
+        prefix = 0 if state is None or state.prefix_k is None else state.prefix_k.shape[1]
+        start = prefix + filled
         positions = torch.arange(start, start + L, device=qkv.device)
         q = rotate(q, positions, self.inv_freq, self.interpolation, self.policy.rounding)
         k = rotate(k, positions, self.inv_freq, self.interpolation, self.policy.rounding)
@@ -88,9 +90,8 @@ class Attention(nn.Module):
             new_state = self._first_state(k, v) if return_state else None
             y = _causal(q, k, v)
         else:
-            new_state = self._extend(state, k, v)
-            filled = int(new_state.length)
-            own_k, own_v = new_state.k[:, :filled], new_state.v[:, :filled]
+            new_state = self._extend(state, filled, k, v)
+            own_k, own_v = new_state.k[:, : filled + L], new_state.v[:, : filled + L]
             if state.prefix_k is None or state.prefix_v is None:
                 y = _causal(q, own_k, own_v)
             else:
@@ -105,17 +106,19 @@ class Attention(nn.Module):
         return AttentionState(None, None, k, v.contiguous(), length, length.clone())
 
     @staticmethod
-    def _extend(state: AttentionState, k: Tensor, v: Tensor) -> AttentionState:
-        filled, added = int(state.length), k.shape[1]
-        total = filled + added
-        length = state.length + added
+    def _extend(state: AttentionState, filled: int, k: Tensor, v: Tensor) -> AttentionState:
+        """Append to the own buffers; `filled` is `state.length` as a number."""
+        total = filled + k.shape[1]
+        length = state.length + k.shape[1]
         if torch.is_grad_enabled():
             own_k = torch.cat([state.k[:, :filled], k], dim=1)
             own_v = torch.cat([state.v[:, :filled], v], dim=1)
             return AttentionState(
                 state.prefix_k, state.prefix_v, own_k, own_v, length, length.clone()
             )
-        if state.k.shape[1] >= total and int(state.claimed) == filled:
+        # Tensors made in inference mode may not be written outside of it.
+        writable = torch.is_inference_mode_enabled() or not state.k.is_inference()
+        if writable and state.k.shape[1] >= total and int(state.claimed) == filled:
             state.k[:, filled:total] = k
             state.v[:, filled:total] = v
             state.claimed.fill_(total)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evo_toolkit.model.attention import Attention
@@ -28,13 +27,15 @@ class Block(nn.Module):
     def __init__(self, config: StripedHyena2Config, index: int, policy: PrecisionPolicy) -> None:
         super().__init__()
         D = config.width
-        # In the released implementation a Hyena layer's output product is rounded before its bias
-        # is added; attention's is not.
-        self.round_before_bias = policy.rounding is not None and config.pattern[index] != "*"
         self.pre_norm = RMSNorm(D, config.norm_eps, policy)
         self.projections = Projection(D, 3 * D, bias=False)
         self.mixer = _MIXERS[config.pattern[index]](config, policy)
         self.out_projection = Projection(D, D, bias=True)
+        # In the released implementation a Hyena layer's output product is rounded before its bias
+        # is added; attention's is not.
+        self.out_projection.round_before_bias = (
+            policy.rounding is not None and config.pattern[index] != "*"
+        )
         self.post_norm = RMSNorm(D, config.norm_eps, policy)
         self.mlp = GatedMLP(D, config.mlp_width, gelu=index in config.gelu_layers)
 
@@ -45,10 +46,5 @@ class Block(nn.Module):
         mixed, new_state = self.mixer(
             self.projections(self.pre_norm(x)), state, return_state=return_state
         )
-        if self.round_before_bias:
-            weight, bias = self.out_projection.weight, self.out_projection.bias
-            mixed = F.linear(mixed, weight.to(mixed.dtype)) + bias.to(mixed.dtype)
-        else:
-            mixed = self.out_projection(mixed)
-        x = mixed + x
+        x = self.out_projection(mixed) + x
         return self.mlp(self.post_norm(x)) + x, new_state

@@ -30,5 +30,7 @@ class RMSNorm(nn.Module):
             return self.scale.to(rounding) * (x.to(rounding) / (rms + self.eps))
         acc = torch.promote_types(x.dtype, torch.float32)
         wide = x.to(acc)
-        rms = wide.square().mean(-1, keepdim=True).sqrt()
+        # The root's slope at 0 is infinite; a row of zeros stays zero and gets a finite gradient.
+        mean_square = wide.square().mean(-1, keepdim=True)
+        rms = mean_square.clamp(min=torch.finfo(acc).tiny).sqrt()
         return (self.scale.to(acc) * (wide / (rms + self.eps))).to(x.dtype)

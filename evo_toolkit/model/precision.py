@@ -75,6 +75,7 @@ def resolve_precision(
             name="vortex",
             compute_dtype=torch.bfloat16,
             rounding=torch.bfloat16,
+            full_float32=True,
             backend="reference",
         )
     elif precision == "default":
@@ -96,12 +97,13 @@ def resolve_precision(
 @contextmanager
 def float32_products(full: bool) -> Iterator[None]:
     """Keep float32 matrix products in float32 (no TF32) inside the block when `full`."""
-    before = torch.get_float32_matmul_precision()
-    if not full or before == "highest":
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    if not full or before == "ieee":
         yield
         return
-    torch.set_float32_matmul_precision("highest")
+    matmul.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        matmul.fp32_precision = before

@@ -32,12 +32,6 @@ class AttentionState(NamedTuple):
     length: Tensor
     claimed: Tensor
 
-    @property
-    def offset(self) -> int:
-        """Position of the next token."""
-        prefix = 0 if self.prefix_k is None else self.prefix_k.shape[1]
-        return prefix + int(self.length)
-
 
 MixerState = SEState | MRState | LIState | AttentionState
 ModelState = tuple[MixerState, ...]

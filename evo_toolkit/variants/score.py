@@ -40,6 +40,8 @@ DEFAULT_MAX_ALLELE = 1000
 
 # Forwards per flush of the buffer: more find more windows in common, fewer hold less in memory.
 _FORWARDS_PER_FLUSH = 8
+# Records that cannot be scored wait for their neighbours, but not without bound.
+_RECORDS_PER_FLUSH = 4096
 _N = ord("N")
 
 
@@ -138,7 +140,7 @@ class VariantScorer:
                         references.add(pair[0])
                         allele.rows.append((pair[0], pair[1]))
             waiting.append((record, alleles))
-            if len(rows) >= enough or (not rows and len(waiting) >= 1024):
+            if len(rows) >= enough or len(waiting) >= _RECORDS_PER_FLUSH:
                 yield from self._flush(waiting, rows, references)
                 waiting, rows, references = [], {}, set()
         yield from self._flush(waiting, rows, references)

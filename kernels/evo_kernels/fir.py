@@ -11,16 +11,22 @@ def accumulation_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-def with_left_context(x: Tensor, context: Tensor | None, length: int) -> Tensor:
+def with_left_context(x: Tensor, context: Tensor | None, length: int) -> tuple[Tensor, Tensor]:
     """Prepend the last `length` positions before this chunk; zeros at the start of the sequence.
 
     Args:
         x: `[B, L, C]`.
         context: `[B, length, C]` or None.
+
+    Returns:
+        `[B, length + L, C]`, and its last `length` positions: the context of the next chunk, in
+        memory of its own, since a view would keep the whole chunk alive with the state.
     """
     if context is None:
-        return torch.nn.functional.pad(x, (0, 0, length, 0))
-    return torch.cat([context.to(x.dtype), x], dim=1)
+        padded = torch.nn.functional.pad(x, (0, 0, length, 0))
+    else:
+        padded = torch.cat([context.to(x.dtype), x], dim=1)
+    return padded, padded[:, x.shape[1] :].clone()
 
 
 def fir_by_shifts(padded: Tensor, taps: Tensor, num_positions: int) -> Tensor:

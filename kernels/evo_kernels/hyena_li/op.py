@@ -35,7 +35,8 @@ def hyena_li(
         residues: `[D, N]`.
         skip: One weight per channel, `[D]`.
         state: What the positions before this chunk left; None means zeros.
-        backend: "triton", "reference", or "auto" (Triton where the device allows).
+        backend: "reference", "auto" (the fastest that exists), or "triton", which does not exist yet
+            for this operator and never falls back.
         rounding: Round to this dtype where the released implementation does (after the
             featurizer, the gate, the convolution, the skip and their sum); None keeps float32.
 

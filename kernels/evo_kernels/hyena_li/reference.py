@@ -75,7 +75,8 @@ def _tile(z: Tensor, carry: Tensor, log_poles: Tensor, residues: Tensor) -> tupl
     entering = carried + torch.nn.functional.pad(added, (0, 0, 1, 0))
     outgoing = residues[:, None, :] * _powers(log_poles, steps + 1)  # [D, C, N]
     y = y + entering[:, :, :m].reshape(D, B * m, N) @ outgoing.transpose(1, 2)
-    return y.view(D, B, m, C), entering[:, :, m]
+    # A copy: a view would keep every chunk's state alive with the last one.
+    return y.view(D, B, m, C), entering[:, :, m].clone()
 
 
 def modal_conv(

@@ -73,7 +73,7 @@ def hyena_mr_reference(
     q, k, v = round_through(features, rounding).chunk(3, dim=-1)
     gated = round_through(k * v, rounding)
     K = h.shape[1]
-    padded = with_left_context(gated, state.gated if state else None, K - 1)
+    padded, gated_tail = with_left_context(gated, state.gated if state else None, K - 1)
     y = grouped_fir(padded, h.to(acc), qkv.shape[1]) + skip.to(acc) * gated
     y = round_through(y, rounding)
-    return (q * y).to(qkv.dtype), MRState(tail, padded[:, padded.shape[1] - (K - 1) :])
+    return (q * y).to(qkv.dtype), MRState(tail, gated_tail)

@@ -29,7 +29,8 @@ def hyena_se(
         featurizer: Depthwise taps, lag 0 first, `[3D, 3]`.
         h: Grouped taps, lag 0 first, `[G, K]`; channel c uses group `c // (D / G)`.
         state: What the positions before this chunk left; None means zeros.
-        backend: "triton", "reference", or "auto" (Triton where the device allows).
+        backend: "reference", "auto" (the fastest that exists), or "triton", which does not exist yet
+            for this operator and never falls back.
         rounding: Round to this dtype where the released implementation does (after the
             featurizer, the gate, the convolution); None keeps float32 throughout.
 

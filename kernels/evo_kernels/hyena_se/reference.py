@@ -35,7 +35,7 @@ def hyena_se_reference(
     q, k, v = round_through(features, rounding).chunk(3, dim=-1)
     gated = round_through(k * v, rounding)
     K = h.shape[1]
-    padded = with_left_context(gated, state.gated if state else None, K - 1)
+    padded, gated_tail = with_left_context(gated, state.gated if state else None, K - 1)
     taps = h.to(accumulation_dtype(qkv)).repeat_interleave(gated.shape[-1] // h.shape[0], dim=0)
     y = round_through(fir_by_shifts(padded, taps, qkv.shape[1]), rounding)
-    return (q * y).to(qkv.dtype), SEState(tail, padded[:, padded.shape[1] - (K - 1) :])
+    return (q * y).to(qkv.dtype), SEState(tail, gated_tail)

@@ -25,7 +25,8 @@ def short_conv(
         x: `[B, L, C]`.
         taps: `[C, K]`, lag 0 first.
         state: The last K - 1 inputs before this chunk, `[B, K - 1, C]`; None means zeros.
-        backend: "triton", "reference" or "auto".
+        backend: "reference", "auto" (the fastest that exists), or "triton", which does not exist yet
+            for this operator and never falls back.
 
     Returns:
         `[B, L, C]` in the dtype of `x` (sums are float32), and the new state if asked for.

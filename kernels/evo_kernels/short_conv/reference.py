@@ -16,7 +16,7 @@ def short_conv_reference(x: Tensor, taps: Tensor, state: Tensor | None) -> tuple
         state: `[B, K - 1, C]` or None for zeros.
     """
     K = taps.shape[1]
-    padded = with_left_context(x, state, K - 1)
+    padded, tail = with_left_context(x, state, K - 1)
     acc = accumulation_dtype(x)
     y = fir_by_shifts(padded.to(acc), taps.to(acc), x.shape[1])
-    return y, padded[:, padded.shape[1] - (K - 1) :]
+    return y, tail
