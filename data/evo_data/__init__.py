@@ -31,7 +31,7 @@ _HOMES = {
     "classify_allele": "variant",
     "edit_of": "variant",
     "hgvs_g": "variant",
-    "map_contigs": "contigs",
+    "ContigAliases": "contigs",
     "normalise": "variant",
     "reverse_complement": "alphabet",
     "sha256_file": "files",

@@ -2,55 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 
 _MITOCHONDRIAL = frozenset({"m", "mt"})
 
 
-def map_contigs(
-    names: Iterable[str],
-    genome: Mapping[str, int],
-    declared_lengths: Mapping[str, int] | None = None,
-) -> dict[str, str]:
-    """Return which contig of the genome each name stands for; unknown names are absent.
+class ContigAliases(Mapping[str, str]):
+    """The genome's name for each contig name of a variant file, found when asked for.
 
     The same name wins. Otherwise `1` and `chr1` stand for each other (`chr` in any case), and so
     do M, MT, chrM and chrMT. Such an alias is used only if it fits exactly one contig and, where
     the variant file declares a length, that length is the contig's: hg19's chrM and GRCh37's MT
-    are different sequences.
-
-    Args:
-        names: Contig names of the variant file.
-        genome: Length of each contig of the genome, in bases.
-        declared_lengths: Lengths from the variant file's header, where it has them.
+    are different sequences. Iterating yields the names that were asked for and are known.
     """
-    declared = declared_lengths or {}
-    by_stem: dict[str, list[str]] = {}
-    for contig in genome:
-        by_stem.setdefault(_stem(contig), []).append(contig)
-    mapping = {}
-    for name in names:
-        if name in genome:
-            mapping[name] = name
-            continue
-        fitting = by_stem.get(_stem(name), [])
-        length = declared.get(name)
+
+    def __init__(
+        self, genome: Mapping[str, int], declared_lengths: Mapping[str, int | None] | None = None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            genome: Length of each contig of the genome, in bases.
+            declared_lengths: Lengths from the variant file's header, where it has them.
+        """
+        self._genome = genome
+        self._declared = declared_lengths or {}
+        self._by_stem: dict[str, list[str]] = {}
+        for contig in genome:
+            self._by_stem.setdefault(_stem(contig), []).append(contig)
+        self._found: dict[str, str | None] = {}
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self._found:
+            self._found[name] = self._find(name)
+        found = self._found[name]
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, found in self._found.items() if found is not None)
+
+    def __len__(self) -> int:
+        return sum(found is not None for found in self._found.values())
+
+    def _find(self, name: str) -> str | None:
+        if name in self._genome:
+            return name
+        fitting = self._by_stem.get(_stem(name), [])
+        length = self._declared.get(name)
         if length is not None:
-            fitting = [contig for contig in fitting if genome[contig] == length]
-        if len(fitting) == 1:
-            mapping[name] = fitting[0]
-    return mapping
-
-
-def length_conflicts(
-    mapping: Mapping[str, str], genome: Mapping[str, int], declared_lengths: Mapping[str, int]
-) -> list[str]:
-    """Return the mapped names whose declared length is not the genome's: a wrong assembly."""
-    return [
-        name
-        for name, contig in mapping.items()
-        if name in declared_lengths and declared_lengths[name] != genome[contig]
-    ]
+            fitting = [contig for contig in fitting if self._genome[contig] == length]
+        return fitting[0] if len(fitting) == 1 else None
 
 
 def _stem(name: str) -> str:

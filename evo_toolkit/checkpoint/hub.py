@@ -39,7 +39,7 @@ def released_entry(name: str) -> ModelEntry:
     if name in BUNDLED:
         raise UsageError(f"{name} is bundled; there is nothing to download")
     entry = MODELS.get(name)
-    if entry is None or entry.repo is None or entry.filename is None:
+    if entry is None:
         raise UsageError(f"model {name!r} is unknown; known are {', '.join(MODELS)}")
     return entry
 
@@ -59,7 +59,6 @@ def find(name: str, *, cache: Path | None = None) -> Path | None:
     from huggingface_hub import constants, try_to_load_from_cache
 
     entry = released_entry(name)
-    assert entry.repo is not None and entry.filename is not None
     folder = str(cache) if cache else None
     whole = try_to_load_from_cache(entry.repo, entry.filename, cache_dir=folder)
     if isinstance(whole, str):
@@ -82,7 +81,6 @@ def is_here(name: str) -> bool:
     from huggingface_hub import constants, try_to_load_from_cache
 
     entry = released_entry(name)
-    assert entry.repo is not None and entry.filename is not None
     cached = (
         try_to_load_from_cache(entry.repo, file)
         for file in (entry.filename, f"{entry.filename}.part0")
@@ -142,7 +140,6 @@ def download(name: str, *, cache: Path | None = None, force: bool = False) -> Pa
     from huggingface_hub import constants
 
     entry = released_entry(name)
-    assert entry.repo is not None and entry.filename is not None
     if not force:
         present = _present(name, cache)
         if present is not None:
@@ -175,7 +172,6 @@ def list_files(entry: ModelEntry) -> tuple[str, list[RemoteFile]]:
     """
     from huggingface_hub import HfApi
 
-    assert entry.repo is not None and entry.filename is not None
     try:
         info = HfApi().model_info(entry.repo, files_metadata=True)
     except Exception as error:  # noqa: BLE001 - the client's errors differ between its versions
@@ -201,7 +197,6 @@ def _absent(entry: ModelEntry, files: list[RemoteFile], folder: Path, *, force: 
     """Bytes that are yet to be downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
-    assert entry.repo is not None
     return sum(
         file.size
         for file in files
@@ -232,7 +227,6 @@ def _fetch(
 ) -> Path:
     from huggingface_hub import hf_hub_download
 
-    assert entry.repo is not None
     try:
         path = Path(
             hf_hub_download(entry.repo, file.name, cache_dir=str(folder), force_download=force)

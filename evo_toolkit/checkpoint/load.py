@@ -56,6 +56,24 @@ def load_model(
         UsageError: for a device or precision that does not exist.
     """
     opened = open_source(source, config=config)
+    return load_opened(
+        opened,
+        device=device,
+        precision=precision,
+        backend=backend,
+        allow_inaccurate=allow_inaccurate,
+    )
+
+
+def load_opened(
+    opened: Opened,
+    *,
+    device: str | torch.device = "auto",
+    precision: str = "default",
+    backend: Backend = "auto",
+    allow_inaccurate: bool = False,
+) -> StripedHyena2:
+    """`load_model` for weights that are open already; arguments and errors as there."""
     notes = refuse_inaccurate(opened.source.config, opened.name, allow=allow_inaccurate)
     place = resolve_device(device)
     policy = resolve_precision(precision, place, backend)

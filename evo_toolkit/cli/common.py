@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -119,6 +120,8 @@ def _late_message(error: Exception) -> str | None:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return "the GPU is " + _MEMORY
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
+        return _MEMORY
     if isinstance(error, ValueError) and _raised_in(error) in _OUR_PACKAGES:
         return str(error)
     return None
@@ -224,8 +227,14 @@ def allow_out_of_domain_option(command: _Command) -> _Command:
 def quiet_option(command: _Command) -> _Command:
     """Add `-q/--quiet` (parameter `quiet`)."""
     return click.option(
-        "-q", "--quiet", is_flag=True, help="Nothing on stderr but warnings and errors."
-    )(command)
+        "-q", "--quiet", is_flag=True, callback=_set_log_level,
+        help="Nothing on stderr but warnings and errors.",
+    )(command)  # fmt: skip
+
+
+def _set_log_level(_context: click.Context, _parameter: click.Parameter, quiet: bool) -> bool:
+    logging.getLogger("evo_toolkit").setLevel(logging.WARNING if quiet else logging.INFO)
+    return quiet
 
 
 def model_options(command: _Command) -> _Command:

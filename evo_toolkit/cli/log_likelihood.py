@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 
 import click
 
@@ -13,6 +14,25 @@ from evo_toolkit.cli.common import (
     require_model,
     user_errors,
 )
+
+_RECORDS_PER_GROUP = 1000
+_BASES_PER_GROUP = 16_000_000
+
+
+def _groups(lengths: Mapping[str, int]) -> Iterator[list[tuple[str, int]]]:
+    """Records with bases in groups that fill batches and fit the memory, in order."""
+    group: list[tuple[str, int]] = []
+    for item in lengths.items():
+        if group and (
+            len(group) == _RECORDS_PER_GROUP
+            or sum(length for _, length in group) + item[1] > _BASES_PER_GROUP
+        ):
+            yield group
+            group = []
+        if item[1]:
+            group.append(item)
+    if group:
+        yield group
 
 
 @click.command("log-likelihood")
@@ -69,14 +89,13 @@ def log_likelihood(
         ]
         lines += [f"##evo_toolkitNote={text}" for text in notes]
         lines.append("#id\tlength\tlog_likelihood\tmean\tbits_per_base")
-        # One sequence at a time: a result does not depend on the others, and memory stays small.
-        for contig, length in sequences.lengths.items():
-            if length < 2:
-                lines.append(f"{contig}\t{length}\t.\t.\t.")
-                continue
-            total = float(run(loaded, [sequences.fetch(contig, 0, length)])[0])
-            mean = total / (length - 1)
-            lines.append(f"{contig}\t{length}\t{total:.9g}\t{mean:.9g}\t{-mean / math.log(2):.6g}")
+        for group in _groups(sequences.lengths):
+            totals = run(loaded, [sequences.fetch(name, 0, length) for name, length in group])
+            for (name, length), total in zip(group, totals.tolist(), strict=True):
+                mean = total / (length - 1) if length > 1 else math.nan
+                values = (f"{total:.9g}", f"{mean:.9g}", f"{-mean / math.log(2):.6g}")
+                cells = values if math.isfinite(mean) else (".",) * 3
+                lines.append("\t".join((name, str(length), *cells)))
     text = "\n".join(lines) + "\n"
     if output == "-":
         click.echo(text, nl=False)

@@ -7,6 +7,7 @@ numpy, and a command that cannot be imported does not take the others' help with
 from __future__ import annotations
 
 import importlib
+import logging
 import signal
 from types import FrameType
 from typing import NamedTuple, NoReturn
@@ -35,6 +36,14 @@ COMMANDS: dict[str, Entry] = {
     "doctor": Entry("evo_toolkit.cli.doctor", "doctor", "Say what this machine can run, and check released weights."),
     "demo": Entry("evo_toolkit.cli.demo", "demo", "Score variants of a chloroplast with the bundled model."),
 }  # fmt: skip
+
+
+class _EchoHandler(logging.Handler):
+    """What the toolkit logs, as lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "Warning: " if record.levelno >= logging.WARNING else ""
+        click.echo(f"{prefix}{record.getMessage()}", err=True)
 
 
 class Commands(click.Group):
@@ -83,6 +92,11 @@ def cli() -> None:
     `evo-toolkit COMMAND --help` describes a command; `evo-toolkit doctor` says what this machine
     can run.
     """
+    # Long steps before a command's own output (a checksum of 13 GB, say) announce themselves.
+    log = logging.getLogger("evo_toolkit")
+    log.setLevel(logging.INFO)
+    if not any(isinstance(handler, _EchoHandler) for handler in log.handlers):
+        log.addHandler(_EchoHandler())
 
 
 def main() -> None:

@@ -120,15 +120,14 @@ def score(
     It is no probability, and there is no cut-off: compare within one consequence class.
     """
     from evo_data.fasta import Fasta
+    from evo_toolkit.checkpoint.load import load_opened
     from evo_toolkit.checkpoint.opening import open_source, refuse_inaccurate
     from evo_toolkit.inference.domain import check_domain
     from evo_toolkit.variants.output import VCF_FORMATS, check_output, check_prefix_free
     from evo_toolkit.variants.run import open_variants
 
     name = require_model(model)
-    format = (
-        None if dry_run else check_output(output, output_type, force, inputs=(variants, genome))
-    )
+    format = check_output(output, output_type, force, inputs=(variants, genome))
     say = _Reporter(quiet)
     # Everything that can be refused is refused here, before the weights are read.
     opened = open_source(name)
@@ -146,11 +145,10 @@ def score(
             check_prefix_free(found.header, info_prefix)
         say.counted(found)
 
-        from evo_toolkit.checkpoint.load import load_model
         from evo_toolkit.variants.run import ScoringRun
 
-        loaded = load_model(
-            name, device=device, precision=precision, allow_inaccurate=allow_inaccurate
+        loaded = load_opened(
+            opened, device=device, precision=precision, allow_inaccurate=allow_inaccurate
         )
         command = None if no_version else f"{PROGRAM} {shlex.join(sys.argv[1:])}"
         run = ScoringRun(
@@ -276,7 +274,7 @@ class _Progress:
 
     def __call__(self, alleles: int) -> None:
         task = self._bar.tasks[0]
-        rate = f"{task.speed:,.0f} variants/s" if task.speed else ""
+        rate = f"{task.speed:,.0f} alleles/s" if task.speed else ""
         self._bar.update(self._task, advance=alleles, rate=rate)
 
 

@@ -23,27 +23,28 @@ POOLS: tuple[Pool, ...] = ("mean", "last", "none")
 
 _BLOCK = re.compile(r"blocks\.(\d+)(?:\.|$)")
 
-# What the released implementation calls the same places.
+# What the released implementation calls places whose output is the same.
 _RELEASED_NAMES: Mapping[str, str] = {
     "embedding_layer": "embedding",
     "out_filter_dense": "out_projection",
     "filter": "mixer",
-    "inner_mha_cls": "mixer",
+    "inner_mha_cls": "out_projection",
 }
 
 
 def resolve_layer(model: StripedHyena2, name: str) -> str:
-    """The name of a module of ours; released names such as `blocks.3.filter` are understood.
+    """The name of a module of ours whose output can be embedded.
+
+    Released names such as `blocks.3.filter` are understood. `projections` has no released twin:
+    its channels are in blocks [q | k | v] here and interleaved there.
 
     Raises:
-        ValueError: for a name that no module has.
+        ValueError: for a name that no module has, or one that does not run.
     """
-    parts = [_RELEASED_NAMES.get(part, part) for part in name.split(".")]
-    resolved = ".".join(parts)
-    modules = dict(model.named_modules())
-    if name and resolved in modules and resolved not in ("blocks", "norm"):
-        return resolved
-    if resolved == "norm":
+    resolved = ".".join(_RELEASED_NAMES.get(part, part) for part in name.split("."))
+    inside_a_block = _BLOCK.match(resolved) is not None
+    known = dict(model.named_modules())
+    if resolved in ("norm", "embedding") or (inside_a_block and resolved in known):
         return resolved
     last = len(model.blocks) - 1
     raise ValueError(
@@ -72,7 +73,7 @@ def _captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tens
             handle.remove()
 
 
-class _Tap:
+class _Probe:
     """Runs chunks through as many blocks as the deepest layer asked for needs."""
 
     def __init__(self, model: StripedHyena2, names: Sequence[str]) -> None:
@@ -95,6 +96,7 @@ class _Tap:
             out["norm"] = self.model.norm(hidden)
         if "embedding" in self.names:
             out["embedding"] = nn.functional.embedding(ids, self.model.embedding.weight)
+        assert set(out) == set(self.names), set(self.names) - set(out)
         return out, state
 
 
@@ -106,7 +108,7 @@ def _pool(
     if pool == "none":
         return kept
     if pool == "last":
-        return kept[-1]
+        return kept[-1].copy()  # a view would keep every position alive
     return kept.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
@@ -153,21 +155,21 @@ def embed(
         if mask is not None and pool != "none" and not mask.any():
             raise ValueError(f"mask {index} keeps no position, so {pool} has nothing to pool")
 
-    tap = _Tap(model, sorted(set(names.values())))
+    probe = _Probe(model, sorted(set(names.values())))
     pooled: dict[str, list[NDArray[np.float32]]] = {
-        name: [np.empty(0, np.float32)] * len(tokens) for name in tap.names
+        name: [np.empty(0, np.float32)] * len(tokens) for name in probe.names
     }
     for indices, shape in batches([len(t) for t in tokens], model.device):
         ids = torch.from_numpy(padded([tokens[i] for i in indices], shape)).to(model.device)
-        outputs, _ = tap.run(ids, return_state=False)
+        outputs, _ = probe.run(ids, return_state=False)
         for name, output in outputs.items():
             for row, index in enumerate(indices):
                 values = output[row, : len(tokens[index])].float().cpu().numpy()
                 pooled[name][index] = _pool(values, checked[index], pool)
     for index, values in enumerate(tokens):
         if len(values) > CHUNK:
-            found = _embed_long(tap, values, checked[index], pool)
-            for name in tap.names:
+            found = _embed_long(probe, values, checked[index], pool)
+            for name in probe.names:
                 pooled[name][index] = found[name]
     if pool == "none":
         return {given: pooled[name] for given, name in names.items()}
@@ -178,16 +180,16 @@ def embed(
 
 
 def _embed_long(
-    tap: _Tap, tokens: NDArray[np.uint8], mask: NDArray[np.bool_] | None, pool: Pool
+    probe: _Probe, tokens: NDArray[np.uint8], mask: NDArray[np.bool_] | None, pool: Pool
 ) -> dict[str, NDArray[np.float32]]:
     """One long sequence, chunk after chunk; "mean" and "last" hold one chunk at a time."""
-    ids = torch.from_numpy(tokens.astype(np.int64))[None].to(tap.model.device)
+    ids = torch.from_numpy(tokens.astype(np.int64))[None].to(probe.model.device)
     sums: dict[str, NDArray[np.float64]] = {}
     latest: dict[str, NDArray[np.float32]] = {}
-    pieces: dict[str, list[NDArray[np.float32]]] = {name: [] for name in tap.names}
+    pieces: dict[str, list[NDArray[np.float32]]] = {name: [] for name in probe.names}
     kept, state = 0, None
     for start in range(0, len(tokens), CHUNK):
-        outputs, state = tap.run(ids[:, start : start + CHUNK], state, return_state=True)
+        outputs, state = probe.run(ids[:, start : start + CHUNK], state, return_state=True)
         keep = slice(None) if mask is None else mask[start : start + CHUNK]
         for name, output in outputs.items():
             values = output[0].float().cpu().numpy()[keep]
@@ -195,7 +197,7 @@ def _embed_long(
                 pieces[name].append(values)
             elif len(values):
                 sums[name] = sums.get(name, 0.0) + values.sum(axis=0, dtype=np.float64)
-                latest[name] = values[-1]
+                latest[name] = values[-1].copy()
         kept += len(values)
     if pool == "none":
         return {name: np.concatenate(parts) for name, parts in pieces.items()}

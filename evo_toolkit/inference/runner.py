@@ -60,22 +60,26 @@ class LogProbRunner:
         To be called before anything is written: the shape that results holds for the whole run.
         """
         filler = [np.full(self.shape[1], ord("A"), dtype=np.uint8)]
-        while True:
-            try:
-                self(filler)
-                break
-            except torch.OutOfMemoryError:
-                rows, length = self.shape
-                if rows == 1:
-                    raise
-                self.shape = (rows // 2, length)
-                torch.cuda.empty_cache()
-                _log.warning(
-                    "out of memory with %d rows of %d bases; using %d", rows, length, rows // 2
-                )
+        while not self._fits(filler):
+            rows, length = self.shape
+            self.shape = (rows // 2, length)
+            # Only here, since the error's traceback held the tensors.
+            torch.cuda.empty_cache()
+            _log.warning(
+                "out of memory with %d rows of %d bases; using %d", rows, length, rows // 2
+            )
         start = time.perf_counter()
         self(filler)
         return time.perf_counter() - start
+
+    def _fits(self, rows: Sequence[NDArray[np.uint8]]) -> bool:
+        try:
+            self(rows)
+        except torch.OutOfMemoryError:
+            if self.shape[0] == 1:
+                raise
+            return False
+        return True
 
     @torch.inference_mode()
     def __call__(self, rows: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:

@@ -28,7 +28,7 @@ Fp8Sensitivity = Literal["none", "insensitive", "hopper"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """One measured figure about a model and the command that reproduces it."""
+    """One measured figure about a model and the command that made it."""
 
     metric: str
     value: str
@@ -67,7 +67,7 @@ class StripedHyena2Config:
         not_for: What it must not be used for, in words.
         forbidden_genomes: Kinds of genome that commands refuse without consent; "vertebrate" is
             the only kind known.
-        evidence: Measured figures with the commands that reproduce them.
+        evidence: Measured figures with the commands that made them.
     """
 
     name: str
@@ -170,16 +170,18 @@ class StripedHyena2Config:
         if unknown:
             raise ConfigError(f"unknown configuration keys {unknown}; known are {sorted(known)}")
         prepared: dict[str, Any] = dict(values)
-        for name in ("gelu_layers", "domains", "not_for", "forbidden_genomes"):
-            if name in prepared:
-                prepared[name] = tuple(prepared[name])
-        if "evidence" in prepared:
-            prepared["evidence"] = tuple(
-                e if isinstance(e, Evidence) else Evidence(**e) for e in prepared["evidence"]
-            )
         try:
+            for name in ("gelu_layers", "domains", "not_for", "forbidden_genomes"):
+                if name in prepared:
+                    if isinstance(prepared[name], str):
+                        raise ConfigError(f"{name} is text; it must be a list")
+                    prepared[name] = tuple(prepared[name])
+            if "evidence" in prepared:
+                prepared["evidence"] = tuple(
+                    e if isinstance(e, Evidence) else Evidence(**e) for e in prepared["evidence"]
+                )
             return cls(**prepared)
-        except TypeError as error:
+        except (TypeError, AttributeError) as error:
             raise ConfigError(f"configuration does not fit: {error}") from None
 
     def replace(self, **changes: Any) -> StripedHyena2Config:
@@ -194,8 +196,20 @@ def config_from_vortex(values: dict[str, Any]) -> StripedHyena2Config:
         values: Keys as in the released files; keys without influence on the function are ignored.
 
     Raises:
-        ConfigError: for a model of another family, or one whose function we do not reproduce.
+        ConfigError: for a model of another family, one whose function we do not reproduce, or
+            values of the wrong kind.
     """
+    try:
+        return _translate_vortex(values)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"a value of the Evo 2 configuration is of the wrong kind: {error}"
+        ) from None
+
+
+def _translate_vortex(values: dict[str, Any]) -> StripedHyena2Config:
 
     def need(key: str) -> Any:
         if values.get(key) is None:

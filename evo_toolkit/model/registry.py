@@ -26,15 +26,15 @@ class ModelEntry:
 
     Attributes:
         config: Its configuration.
-        repo: Repository on the Hugging Face hub, or None when the weights ship in the wheel.
+        repo: Repository on the Hugging Face hub.
         filename: The checkpoint in that repository (or the base name of its `.partN` pieces).
         download_gb: Size of the download in 10^9 bytes.
         note: One line for `models list`.
     """
 
     config: StripedHyena2Config
-    repo: str | None
-    filename: str | None
+    repo: str
+    filename: str
     download_gb: float
     note: str
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evo_data.contigs import map_contigs
+from evo_data.contigs import ContigAliases
 from evo_data.fasta import Fasta
 from evo_data.variant import AlleleStatus, classify_allele
 from evo_data.vcf import VariantReader, VcfHeader, VcfRecord
@@ -17,7 +17,7 @@ from evo_toolkit._version import __version__
 from evo_toolkit.errors import EvoError
 from evo_toolkit.inference.domain import OUT_OF_DOMAIN_FLAG, check_domain
 from evo_toolkit.inference.runner import LogProbRunner
-from evo_toolkit.variants.score import DEFAULT_MAX_ALLELE, STRANDS, VariantScorer
+from evo_toolkit.variants.score import DEFAULT_MAX_ALLELE, VariantScorer
 from evo_toolkit.variants.scores import RunInfo, ScoredRecord
 
 if TYPE_CHECKING:
@@ -28,30 +28,6 @@ UNINFORMATIVE_BITS = 1.95
 four equally frequent bases take 2 bits."""
 
 _MOST_NAMES = 8
-
-
-class ContigNames(Mapping[str, str]):
-    """The genome's name for each contig name of the variants, found when first asked for."""
-
-    def __init__(self, genome: Fasta, declared: Mapping[str, int | None]) -> None:
-        self._genome = genome
-        self._declared = {name: length for name, length in declared.items() if length is not None}
-        self._found: dict[str, str | None] = {}
-
-    def __getitem__(self, name: str) -> str:
-        if name not in self._found:
-            mapped = map_contigs([name], self._genome.lengths, self._declared)
-            self._found[name] = mapped.get(name)
-        found = self._found[name]
-        if found is None:
-            raise KeyError(name)
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name, found in self._found.items() if found is not None)
-
-    def __len__(self) -> int:
-        return sum(found is not None for found in self._found.values())
 
 
 @dataclass
@@ -71,7 +47,7 @@ class Variants:
 
     path: Path | str
     header: VcfHeader
-    contigs: ContigNames
+    contigs: ContigAliases
     filters: frozenset[str] | None = None
     num_records: int | None = None
     num_filtered: int = 0
@@ -124,7 +100,7 @@ def open_variants(
     """
     reader = VariantReader(path)
     header = reader.header
-    contigs = ContigNames(genome, header.contigs)
+    contigs = ContigAliases(genome.lengths, header.contigs)
     variants = Variants(path, header, contigs, filters)
     if str(path) == "-":
         variants._stdin = reader
@@ -161,7 +137,7 @@ def open_variants(
     return variants
 
 
-def _require_a_contig(names: list[str], contigs: ContigNames, genome: Fasta) -> None:
+def _require_a_contig(names: list[str], contigs: ContigAliases, genome: Fasta) -> None:
     if names and not any(name in contigs for name in names):
         raise EvoError(
             f"no contig of the variants is in the genome: the variants have {_listed(names)}, "
@@ -268,16 +244,5 @@ class ScoringRun:
             return None
         line = f"reference of the scored windows: {bits:.3f} bits per base"
         if bits > UNINFORMATIVE_BITS:
-            line += "; above 1.95 the model predicts this sequence no better than base composition, so its scores mean little here"
+            line += f"; above {UNINFORMATIVE_BITS} the model predicts this sequence no better than base composition, so its scores mean little here"
         return line
-
-
-__all__ = [
-    "STRANDS",
-    "ContigNames",
-    "ScoringRun",
-    "Variants",
-    "genome_digest",
-    "open_variants",
-    "passes",
-]

@@ -79,8 +79,8 @@ class AlleleScore:
     """What is known about one alternate allele of one record.
 
     `status` is exclusive: scores are present exactly when it is `ok`. `flags` are remarks that do
-    not exclude a score. `window_start`/`window_end` are the forward strand's reference window,
-    0-based half-open on the genome's contig.
+    not exclude a score. `window_start`/`window_end` are the reference window of the first
+    strand that was scored, 0-based half-open on the genome's contig.
     """
 
     status: AlleleStatus

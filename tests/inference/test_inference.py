@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from evo_toolkit.checkpoint.load import load_model
 from evo_toolkit.inference.batching import CHUNK, batches, bucket_length
 from evo_toolkit.inference.embed import embed, resolve_layer
 from evo_toolkit.inference.generate import generate
@@ -147,13 +149,22 @@ def test_layer_names(toy_model: StripedHyena2) -> None:
     assert resolve_layer(toy_model, "blocks.2.filter") == "blocks.2.mixer"
     assert resolve_layer(toy_model, "blocks.0.out_filter_dense") == "blocks.0.out_projection"
     assert resolve_layer(toy_model, "embedding_layer") == "embedding"
-    for name in ("blocks.4", "", "blocks", "nothing"):
+    assert resolve_layer(toy_model, "blocks.3.inner_mha_cls") == "blocks.3.out_projection"
+    for name in ("blocks.4", "", "blocks", "nothing", "unembedding"):
         with pytest.raises(ValueError, match="does not exist in toy"):
             resolve_layer(toy_model, name)
     with pytest.raises(ValueError, match="no layer was named"):
         embed(toy_model, ["A"], [])
     with pytest.raises(ValueError, match="use one of mean, last, none"):
         embed(toy_model, ["A"], "blocks.0", pool="max")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", ["exact", "vortex"])
+def test_every_module_of_a_block_can_be_embedded(toy_model_dir: Path, precision: str) -> None:
+    model = load_model(toy_model_dir, device="cpu", precision=precision)
+    names = [n for n, _ in model.named_modules() if n.startswith("blocks.") and n.count(".") < 4]
+    found = embed(model, [bases(20)], names)
+    assert all(values.shape[0] == 1 and values.shape[1] >= 16 for values in found.values())
 
 
 def test_greedy_generation_equals_recomputing_everything(toy_model: StripedHyena2) -> None:

@@ -97,6 +97,14 @@ def test_dictionary_round_trip_through_json() -> None:
         StripedHyena2Config.from_dict({"name": "x"})
 
 
+@pytest.mark.parametrize(
+    "values", [{"evidence": [{"metric": 1}]}, {"gelu_layers": 5}, {"evidence": 3}, {"domains": "x"}]
+)
+def test_values_of_the_wrong_kind_are_configuration_errors(values: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        StripedHyena2Config.from_dict({**tiny().to_dict(), **values})
+
+
 def test_released_configuration_file_is_translated() -> None:
     config = read_config(FIXTURE)
     assert config.pattern == "SDH*SDH*"
@@ -129,6 +137,8 @@ def test_released_configuration_file_is_translated() -> None:
         ("interleave", False, "interleave is False"),
         ("num_layers", 9, "do not fit num_layers"),
         ("hidden_size", None, "lacks 'hidden_size'"),
+        ("hcs_layer_idxs", 3, "of the wrong kind"),
+        ("num_layers", "x", "of the wrong kind"),
     ],
 )
 def test_other_model_families_are_refused(key: str, value: object, message: str) -> None:

@@ -139,6 +139,55 @@ def test_two_continuations_of_one_state_do_not_see_each_other() -> None:
     torch.testing.assert_close(found, whole[:, 16:], rtol=1e-9, atol=1e-10)
 
 
+def test_states_own_their_memory() -> None:
+    """A state of a few positions must not keep the whole chunk alive."""
+    model = make()
+    with torch.no_grad():
+        _, state = model(ids(400), return_state=True)
+    for layer in state[:3]:
+        for x in layer:
+            assert x.untyped_storage().nbytes() == x.numel() * x.element_size()
+
+
+@pytest.mark.parametrize("first", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize("second", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_a_state_can_be_continued_under_any_grad_mode(
+    first: type[torch.no_grad], second: type[torch.no_grad]
+) -> None:
+    model, tokens = make("S*"), ids(40)
+    with first():
+        _, state = model(tokens[:, :20], return_state=True)
+        _, state = model(tokens[:, 20:21], state, return_state=True)
+    if first is torch.inference_mode and second is torch.enable_grad:
+        return  # torch itself forbids saving inference tensors for backward
+    with second():
+        part, state = model(tokens[:, 21:22], state, return_state=True)
+        rest = model(tokens[:, 22:], state)
+    with torch.no_grad():
+        whole = model(tokens)
+    torch.testing.assert_close(torch.cat([part, rest], 1).detach(), whole[:, 21:])
+
+
+def test_a_zero_row_has_a_finite_gradient() -> None:
+    norm = make().norm
+    x = torch.zeros(1, 1, 32, dtype=torch.float64, requires_grad=True)
+    norm(x).sum().backward()
+    assert x.grad is not None and bool(x.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("setting", ["tf32", "ieee"])
+def test_the_precision_setting_of_the_program_is_left_alone(setting: str) -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = setting
+        with torch.no_grad():
+            make()(ids(5))
+        assert matmul.fp32_precision == setting
+    finally:
+        matmul.fp32_precision = before
+
+
 def test_decoding_appends_in_place() -> None:
     model = make("*")
     with torch.no_grad():

@@ -328,6 +328,23 @@ def test_damaged_weights_give_a_status_and_no_score(
     assert found.dll is None and found.llr is None and found.key is not None
 
 
+def test_records_without_a_score_do_not_pile_up_behind_one_with(setting: Setting) -> None:
+    row = setting.snv(500)
+    rows = records(setting.folder, [row, *[(600, "A", "<DEL>")] * 9000])
+    seen = 0
+
+    def counted() -> Iterable[VcfRecord]:
+        nonlocal seen
+        for record in rows:
+            seen += 1
+            yield record
+
+    scorer = VariantScorer(LogProbRunner(setting.model, 64), setting.genome, {"c": "c"})
+    first = next(iter(scorer.score(counted())))
+    assert first.alleles[0].status is AlleleStatus.OK
+    assert seen < 5000
+
+
 def test_the_buffer_does_not_change_order_or_scores(setting: Setting) -> None:
     rows = [setting.snv(p) for p in range(50, 1950, 19)]
     many = setting.score(rows)
