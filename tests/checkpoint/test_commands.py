@@ -110,7 +110,7 @@ def test_info_of_a_folder_prints_provenance_and_evidence(
     path = save_pretrained(tiny_state, config, tmp_path / "m", provenance=provenance)
     result = run("models", "info", path)
     assert result.exit_code == 0, result.output
-    for part in ("bacteria; phages", "human", "bits per base: 1.9 (evo-toolkit eval)", "trained here", "training.steps", "as recorded"):  # fmt: skip
+    for part in ("bacteria; phages", "human", "bits per base: 1.9", "measured by       evo-toolkit eval", "trained here", "training.steps", "as recorded"):  # fmt: skip
         assert part in result.stdout
     assert "(verified)" in run("models", "info", path, "--verify").stdout
     weights = path / "model.safetensors"
