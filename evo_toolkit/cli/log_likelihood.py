@@ -20,7 +20,7 @@ _BASES_PER_GROUP = 16_000_000
 
 
 def _groups(lengths: Mapping[str, int]) -> Iterator[list[tuple[str, int]]]:
-    """Records with bases in groups that fill batches and fit the memory, in order."""
+    """Records in groups that fill batches and fit the memory, in order."""
     group: list[tuple[str, int]] = []
     for item in lengths.items():
         if group and (
@@ -29,8 +29,7 @@ def _groups(lengths: Mapping[str, int]) -> Iterator[list[tuple[str, int]]]:
         ):
             yield group
             group = []
-        if item[1]:
-            group.append(item)
+        group.append(item)
     if group:
         yield group
 
@@ -90,8 +89,10 @@ def log_likelihood(
         lines += [f"##evo_toolkitNote={text}" for text in notes]
         lines.append("#id\tlength\tlog_likelihood\tmean\tbits_per_base")
         for group in _groups(sequences.lengths):
-            totals = run(loaded, [sequences.fetch(name, 0, length) for name, length in group])
-            for (name, length), total in zip(group, totals.tolist(), strict=True):
+            texts = [sequences.fetch(name, 0, length) for name, length in group if length]
+            totals = iter(run(loaded, texts).tolist())
+            for name, length in group:
+                total = next(totals) if length else math.nan
                 mean = total / (length - 1) if length > 1 else math.nan
                 values = (f"{total:.9g}", f"{mean:.9g}", f"{-mean / math.log(2):.6g}")
                 cells = values if math.isfinite(mean) else (".",) * 3

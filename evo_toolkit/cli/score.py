@@ -274,7 +274,9 @@ class _Progress:
 
     def __call__(self, alleles: int) -> None:
         task = self._bar.tasks[0]
-        rate = f"{task.speed:,.0f} alleles/s" if task.speed else ""
+        # Over the whole run: alleles come in bursts, one for each batch of windows.
+        elapsed = task.elapsed or 0.0
+        rate = f"{(task.completed + alleles) / elapsed:,.1f} alleles/s" if elapsed else ""
         self._bar.update(self._task, advance=alleles, rate=rate)
 
 

@@ -38,6 +38,19 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return y.transpose(1, 2)
 
 
+def _causal_through_rounded_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`_causal` as the released implementation computes it when it keeps caches.
+
+    Its scores are rounded to the inputs' dtype and masked by adding -10000, unlike those of its
+    stateless forward, so that its own two paths differ.
+    """
+    L, S = q.shape[1], k.shape[1]
+    scores = torch.einsum("blhe,bshe->bhls", q, k * q.shape[-1] ** -0.5)
+    hidden = torch.full((L, S), -10_000.0, device=q.device).triu(S - L + 1)
+    weights = torch.softmax(scores + hidden.to(scores.dtype), dim=-1)
+    return torch.einsum("bhls,bshe->blhe", weights, v)
+
+
 def _append(buffer: Tensor, filled: int, new: Tensor, capacity: int) -> Tensor:
     """A new buffer of `capacity` positions holding the filled ones and the new ones."""
     grown = new.new_empty((new.shape[0], capacity, *new.shape[2:]))
@@ -88,17 +101,22 @@ class Attention(nn.Module):
         k = rotate(k, positions, self.inv_freq, self.interpolation, self.policy.rounding)
         if state is None:
             new_state = self._first_state(k, v) if return_state else None
-            y = _causal(q, k, v)
+            y = self._attend(q, k, v, cached=return_state)
         else:
             new_state = self._extend(state, filled, k, v)
             own_k, own_v = new_state.k[:, : filled + L], new_state.v[:, : filled + L]
             if state.prefix_k is None or state.prefix_v is None:
-                y = _causal(q, own_k, own_v)
+                y = self._attend(q, own_k, own_v, cached=True)
             else:
                 y = attention_two_segment(
                     q, state.prefix_k, state.prefix_v, own_k, own_v, backend=self.policy.backend
                 )
         return y.reshape(B, L, C // 3), new_state if return_state else None
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, *, cached: bool) -> Tensor:
+        if cached and self.policy.rounding is not None:
+            return _causal_through_rounded_scores(q, k, v)
+        return _causal(q, k, v)
 
     @staticmethod
     def _first_state(k: Tensor, v: Tensor) -> AttentionState:

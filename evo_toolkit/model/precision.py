@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -90,8 +91,27 @@ def resolve_precision(
         )
     else:
         raise UsageError(f"precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}")
-    _log.info("precision on %s: %s", device, policy.describe())
+    _log.debug("precision on %s: %s", device, policy.describe())
     return policy
+
+
+@contextmanager
+def products_as_released(policy: PrecisionPolicy, device: torch.device) -> Iterator[None]:
+    """Matrix products as the policy wants them inside the block.
+
+    Under a rounding policy the CPU uses torch's native bfloat16 product instead of oneDNN's, whose
+    other order of summation flips roundings that the released implementation does not.
+    """
+    with float32_products(policy.full_float32):
+        if policy.rounding is None or device.type != "cpu":
+            yield
+            return
+        with warnings.catch_warnings():
+            # Setting oneDNN's flags warns about Intel GPUs.
+            warnings.filterwarnings("ignore", message="TF32 acceleration")
+            flags = torch.backends.mkldnn.flags(enabled=False)
+            with flags:
+                yield
 
 
 @contextmanager

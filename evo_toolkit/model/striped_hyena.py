@@ -12,7 +12,12 @@ from evo_toolkit.model.block import Block
 from evo_toolkit.model.config import StripedHyena2Config
 from evo_toolkit.model.init import initialise
 from evo_toolkit.model.norm import RMSNorm
-from evo_toolkit.model.precision import PrecisionPolicy, float32_products, resolve_precision
+from evo_toolkit.model.precision import (
+    PrecisionPolicy,
+    float32_products,
+    products_as_released,
+    resolve_precision,
+)
 from evo_toolkit.model.projection import Projection
 from evo_toolkit.model.state import ModelState
 
@@ -98,7 +103,7 @@ class StripedHyena2(nn.Module):
             raise ValueError(f"state has {len(state)} layers, the model {len(blocks)}")
         x = F.embedding(input_ids, self.embedding.weight).to(self.policy.compute_dtype)
         states = []
-        with float32_products(self.policy.full_float32):
+        with products_as_released(self.policy, x.device):
             for index, block in enumerate(blocks):
                 x, layer_state = block(
                     x, None if state is None else state[index], return_state=return_state
@@ -114,7 +119,7 @@ class StripedHyena2(nn.Module):
         weight = self.embedding.weight if self.config.tie_embeddings else self.unembedding.weight
         if self.policy.rounding is None:
             hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-        with float32_products(True):
+        with float32_products(True), products_as_released(self.policy, hidden.device):
             y = self.norm(hidden)
             return F.linear(y, weight.to(y.dtype))
 

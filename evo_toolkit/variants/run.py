@@ -240,9 +240,10 @@ class ScoringRun:
     def bits_line(self) -> str | None:
         """How well the model predicts the reference of the scored windows; None if nothing was."""
         bits = self.scorer.reference_bits.bits_per_base
-        if bits is None:
+        composition = self.scorer.reference_bits.composition_bits
+        if bits is None or composition is None:
             return None
-        line = f"reference of the scored windows: {bits:.3f} bits per base"
-        if bits > UNINFORMATIVE_BITS:
-            line += f"; above {UNINFORMATIVE_BITS} the model predicts this sequence no better than base composition, so its scores mean little here"
+        line = f"reference of the scored windows: {bits:.3f} bits per base (their base composition alone: {composition:.3f})"
+        if bits > min(UNINFORMATIVE_BITS, composition):
+            line += f"; above {min(UNINFORMATIVE_BITS, composition):.2f} the model predicts this sequence no better than base composition, so its scores mean little here"
         return line

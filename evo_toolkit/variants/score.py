@@ -54,11 +54,21 @@ class ReferenceBits:
 
     nats: float = 0.0
     bases: int = 0
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, dtype=np.int64))
 
     def add(self, tokens: NDArray[np.uint8], log_probs: NDArray[np.float32]) -> None:
         known = tokens[1:] != _N
         self.nats -= float(log_probs[1:][known].astype(np.float64).sum())
         self.bases += int(known.sum())
+        self.counts += np.bincount(tokens[1:][known], minlength=256)
+
+    @property
+    def composition_bits(self) -> float | None:
+        """Bits per base of a model that knows only how often each base occurs in these windows."""
+        if not self.bases:
+            return None
+        shares = self.counts[self.counts > 0] / self.bases
+        return float(-(shares * np.log2(shares)).sum())
 
     @property
     def bits_per_base(self) -> float | None:
