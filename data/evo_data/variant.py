@@ -118,8 +118,9 @@ class Variant:
 
     @property
     def key(self) -> str:
-        """The variant as gnomAD writes it: `contig-pos-ref-alt`, 1-based."""
-        return f"{self.contig}-{self.pos}-{self.ref}-{self.alt}"
+        """The variant as gnomAD writes it: `contig-pos-ref-alt`, 1-based, the contig without chr."""
+        contig = self.contig[3:] if re.match(r"chr([0-9]+|[XYM]|MT)$", self.contig) else self.contig
+        return f"{'M' if contig == 'MT' else contig}-{self.pos}-{self.ref}-{self.alt}"
 
     @property
     def hgvs_g(self) -> str:
@@ -144,7 +145,7 @@ class Edit:
         return len(self.alt) - (self.end - self.start)
 
 
-def classify_allele(ref: str, alt: str | None, *, max_allele: int) -> AlleleStatus:
+def classify_allele(ref: str, alt: str | None, *, max_allele: int | None = None) -> AlleleStatus:
     """Return what kind of allele this is, from its text alone; `ok` means that it has a sequence.
 
     Case does not matter. A malformed REF makes every allele of the record malformed; otherwise
@@ -153,7 +154,8 @@ def classify_allele(ref: str, alt: str | None, *, max_allele: int) -> AlleleStat
     Args:
         ref: REF of the record.
         alt: One element of its ALT; None, an empty list's stand-in, counts as missing.
-        max_allele: The largest number of bases that REF or ALT may have.
+        max_allele: The largest number of bases that REF or ALT may have as written; None leaves
+            the length to whoever has trimmed the alleles.
     """
     if not is_iupac(ref):
         return AlleleStatus.MALFORMED
@@ -169,7 +171,8 @@ def classify_allele(ref: str, alt: str | None, *, max_allele: int) -> AlleleStat
         return AlleleStatus.BREAKEND if _BREAKEND.fullmatch(alt) else AlleleStatus.MALFORMED
     if not is_acgtn(ref):
         return AlleleStatus.NON_ACGTN
-    return AlleleStatus.TOO_LONG if max(len(ref), len(alt)) > max_allele else AlleleStatus.OK
+    too_long = max_allele is not None and max(len(ref), len(alt)) > max_allele
+    return AlleleStatus.TOO_LONG if too_long else AlleleStatus.OK
 
 
 def check_reference(variant: Variant, fetch: Fetch, contig_length: int) -> AlleleStatus:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from evo_toolkit.checkpoint.cache import cached_sha256
 from evo_toolkit.checkpoint.names import rounded_when_released, weight_bytes
 from evo_toolkit.checkpoint.opening import Opened, open_source, refuse_inaccurate
 from evo_toolkit.errors import CheckpointError, UsageError
@@ -55,7 +56,7 @@ def load_model(
         InaccurateModelError: if the weights would give wrong numbers here and that is not allowed.
         UsageError: for a device or precision that does not exist.
     """
-    opened = open_source(source, config=config)
+    opened = open_source(source, config=config, allow_inaccurate=allow_inaccurate)
     return load_opened(
         opened,
         device=device,
@@ -78,11 +79,26 @@ def load_opened(
     place = resolve_device(device)
     policy = resolve_precision(precision, place, backend)
     model = build_model(opened, place, policy)
-    model.sha256 = opened.source.origin().sha256()
+    model.sha256 = _checked_digest(opened)
     model.notes = notes
     for note in notes:
         _log.warning("%s", note)
     return model
+
+
+def _checked_digest(opened: Opened) -> str:
+    """SHA-256 of the weights' file, compared with the recorded one where there is one.
+
+    Raises:
+        CheckpointError: if they differ: outputs name this digest, so it must be the file's.
+    """
+    origin = opened.source.origin()
+    found = cached_sha256(origin.path)
+    if origin.recorded is not None and found != origin.recorded:
+        raise CheckpointError(
+            f"{origin.path} has sha256 {found}, on record is {origin.recorded}: it was changed or damaged; get it again"
+        )
+    return found
 
 
 def build_model(opened: Opened, device: torch.device, policy: PrecisionPolicy) -> StripedHyena2:

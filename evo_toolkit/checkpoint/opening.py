@@ -39,7 +39,10 @@ class Opened:
 
 
 def open_source(
-    model: str | Path, *, config: StripedHyena2Config | Path | str | None = None
+    model: str | Path,
+    *,
+    config: StripedHyena2Config | Path | str | None = None,
+    allow_inaccurate: bool | None = None,
 ) -> Opened:
     """Open weights by name or path without reading them.
 
@@ -48,12 +51,21 @@ def open_source(
             released or training checkpoint (`.pt`, whole or in pieces).
         config: Configuration of a `.pt`, or the file that holds it. By default it lies beside the
             weights as `<stem>.config.json` or `.yml`, or is known from the file's name.
+        allow_inaccurate: False refuses weights that would give wrong numbers here, a released
+            model already by its name, so that nobody downloads it first; None does not judge.
 
     Raises:
         CheckpointError: if the weights are absent, damaged, or do not fit.
+        InaccurateModelError: with `allow_inaccurate=False`.
         UsageError: if the name is unknown, or a configuration is given for a model that has its own.
         ConfigError: if the configuration is not valid.
     """
+    if allow_inaccurate is not None:
+        if isinstance(model, str) and model in MODELS:
+            refuse_inaccurate(MODELS[model].config, model, allow=allow_inaccurate)
+        opened = open_source(model, config=config)
+        refuse_inaccurate(opened.source.config, opened.name, allow=allow_inaccurate)
+        return opened
     name = str(model)
     if not name:
         raise UsageError(
@@ -194,9 +206,10 @@ def with_fp8(
 
     Args:
         declared: What the configuration file says about FP8 projections, or None.
-        scales: Whether the weights carry FP8 scales; decides when nothing is declared.
+        scales: Whether the weights carry FP8 scales: then they were trained with FP8 projections,
+            whatever is declared.
     """
-    needs_fp8 = scales if declared is None else declared
+    needs_fp8 = scales or bool(declared)
     if config.fp8 == "none" and needs_fp8 and released_twin(config) is not None:
         return config.replace(fp8="hopper")
     return config

@@ -67,6 +67,10 @@ def _holds_a_program(path: Path) -> bool:
     """Whether the archive is TorchScript; torch refuses it too, but warns in several lines."""
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise CheckpointError(
+                    f"checkpoint {path} is compressed inside, which a memory map cannot read; save it with torch.save again"
+                )
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
     except (zipfile.BadZipFile, ValueError, OSError) as error:
         raise CheckpointError(

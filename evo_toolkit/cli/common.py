@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
+from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
 
 import click
@@ -171,6 +172,18 @@ def _discard_stdout() -> None:
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, sys.stdout.fileno())
         os.close(devnull)
+
+
+def refuse_input_as_output(output: str, *inputs: str) -> None:
+    """Raise unless an output is another file than every input, whatever they are called.
+
+    Raises:
+        UsageError: naming the output.
+    """
+    for given in inputs:
+        with suppress(OSError):
+            if Path(output).samefile(given):
+                raise UsageError(f"output {output} is also an input; give another name with -o")
 
 
 def require_model(value: str | None) -> str:

@@ -11,6 +11,7 @@ from evo_toolkit.cli.common import (
     allow_out_of_domain_option,
     model_options,
     quiet_option,
+    refuse_input_as_output,
     require_model,
     user_errors,
 )
@@ -74,6 +75,7 @@ def log_likelihood(
 
     name = require_model(model)
     if output != "-":
+        refuse_input_as_output(output, fasta)
         check_output(output, force=force)
     with Fasta(fasta) as sequences:
         loaded = load_model(

@@ -121,7 +121,8 @@ def score(
     """
     from evo_data.fasta import Fasta
     from evo_toolkit.checkpoint.load import load_opened
-    from evo_toolkit.checkpoint.opening import open_source, refuse_inaccurate
+    from evo_toolkit.checkpoint.opening import open_source
+    from evo_toolkit.errors import UsageError
     from evo_toolkit.inference.domain import check_domain
     from evo_toolkit.variants.output import VCF_FORMATS, check_output, check_prefix_free
     from evo_toolkit.variants.run import open_variants
@@ -129,16 +130,21 @@ def score(
     name = require_model(model)
     format = check_output(output, output_type, force, inputs=(variants, genome))
     say = _Reporter(quiet)
+    filters = None
+    if apply_filters is not None:
+        filters = frozenset(value.strip() for value in apply_filters.split(","))
+        if "" in filters:
+            raise UsageError(
+                f"--apply-filters {apply_filters!r} has an empty element; give names such as PASS,."
+            )
     # Everything that can be refused is refused here, before the weights are read.
-    opened = open_source(name)
-    refuse_inaccurate(opened.source.config, opened.name, allow=allow_inaccurate)
+    opened = open_source(name, allow_inaccurate=allow_inaccurate)
     with Fasta(genome) as reference:
         note = check_domain(opened.source.config, reference.lengths, allow=allow_out_of_domain)
         if note:
             say.warning(note)
-        filters = None if apply_filters is None else frozenset(apply_filters.split(","))
         found = open_variants(
-            variants, reference, filters=filters, max_allele=max_allele,
+            variants, reference, filters=filters,
             info_prefix=info_prefix if format in VCF_FORMATS else None,
         )  # fmt: skip
         if format in VCF_FORMATS:

@@ -44,6 +44,8 @@ def encode(sequences: Sequence[str | bytes]) -> list[NDArray[np.uint8]]:
     tokenizer = ByteTokenizer()
     encoded = []
     for index, sequence in enumerate(sequences):
+        if not isinstance(sequence, str | bytes):
+            raise ValueError(f"sequence {index} is a {type(sequence).__name__}; give text or bytes")
         tokens = tokenizer.encode(sequence)
         if len(tokens) == 0:
             raise ValueError(f"sequence {index} is empty; every sequence needs at least one base")

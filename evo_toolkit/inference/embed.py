@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -58,10 +59,13 @@ def _captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tens
     """Outputs of the named modules during the block, the first element of a tuple."""
     outputs: dict[str, Tensor] = {}
     modules = dict(model.named_modules())
+    owner = threading.get_ident()
 
     def keep(name: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            outputs[name] = output[0] if isinstance(output, tuple) else output
+            # Hooks fire for every thread that runs the model; only this one's outputs count.
+            if threading.get_ident() == owner:
+                outputs[name] = output[0] if isinstance(output, tuple) else output
 
         return hook
 

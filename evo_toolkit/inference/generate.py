@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from evo_data.tokenizer import ByteTokenizer
+from evo_toolkit.errors import EvoError
 from evo_toolkit.inference.batching import CHUNK
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def generate(
         The new bases, without the prompt.
 
     Raises:
+        EvoError: if the model gives no finite number.
         ValueError: for an empty prompt, a negative temperature, or fewer than one new token.
     """
     if not prompt:
@@ -62,6 +64,8 @@ def generate(
     logits = model.head(hidden[:, -1:])
     produced: list[int] = []
     while len(produced) < max_new_tokens:
+        if not bool(logits.isfinite().all()):
+            raise EvoError(f"{model.config.name} gave no finite number; its weights may be damaged")
         if temperature == 0:
             token = logits[:, -1].argmax(-1, keepdim=True)
         else:

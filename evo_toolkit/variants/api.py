@@ -57,12 +57,13 @@ def score_variants(
     """
     import pandas as pd
 
+    if isinstance(filters, str):
+        raise ValueError(f"filters is one string; give a list, such as [{filters!r}]")
     with Fasta(genome) as reference:
         opened = open_variants(
             variants,
             reference,
             filters=None if filters is None else frozenset(filters),
-            max_allele=max_allele,
         )
         run = ScoringRun(
             model,

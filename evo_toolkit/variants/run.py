@@ -83,12 +83,11 @@ def open_variants(
     genome: Fasta,
     *,
     filters: frozenset[str] | None = None,
-    max_allele: int = DEFAULT_MAX_ALLELE,
     info_prefix: str | None = None,
 ) -> Variants:
     """Read a variant file once before anything expensive happens.
 
-    Stdin can be read only once: of it only the header is looked at.
+    Stdin and pipes can be read only once: of them only the header is looked at.
 
     Args:
         filters: FILTER values to keep, as in `bcftools view -f`; None keeps every record.
@@ -102,7 +101,7 @@ def open_variants(
     header = reader.header
     contigs = ContigAliases(genome.lengths, header.contigs)
     variants = Variants(path, header, contigs, filters)
-    if str(path) == "-":
+    if str(path) == "-" or not Path(path).is_file():  # a pipe can be read only once, like stdin
         variants._stdin = reader
         _require_a_contig(list(header.contigs), contigs, genome)
         return variants
@@ -126,8 +125,7 @@ def open_variants(
                     f"{path}: line {record.number} already has INFO key {key}; choose another prefix with --info-prefix"
                 )
             candidates = sum(
-                classify_allele(record.ref, alt, max_allele=max_allele) is AlleleStatus.OK
-                for alt in record.alts
+                classify_allele(record.ref, alt) is AlleleStatus.OK for alt in record.alts
             )
             if candidates and record.contig in contigs:
                 variants.num_candidates += candidates

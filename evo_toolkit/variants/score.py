@@ -167,7 +167,7 @@ class VariantScorer:
     def _prepare_allele(
         self, record: VcfRecord, alt: str, contig: str | None
     ) -> AlleleScore | _Job:
-        status = classify_allele(record.ref, alt, max_allele=self.max_allele)
+        status = classify_allele(record.ref, alt)
         if status is not AlleleStatus.OK:
             return self._unscored(status, alt)
         if contig is None:
@@ -189,6 +189,7 @@ class VariantScorer:
         self, variant: Variant, alt: str, fetch: Fetch, length: int
     ) -> AlleleScore | _Job:
         normalised = normalise(variant, fetch)
+        edit = edit_of(normalised)
         named = AlleleScore(
             status=AlleleStatus.OK,
             alt=alt,
@@ -198,13 +199,19 @@ class VariantScorer:
             kind=normalised.kind,
             indel_len=normalised.indel_len,
         )
+        # Measured on the trimmed variant: padding and siblings must not cost an allele its score.
+        if max(edit.end - edit.start, len(edit.alt)) > self.max_allele:
+            return replace(named, status=AlleleStatus.TOO_LONG, flags=self.flags)
         try:
-            windows, flags = variant_windows(
-                fetch, length, edit_of(normalised), self.window, self.strands
-            )
+            windows, flags = variant_windows(fetch, length, edit, self.window, self.strands)
         except ContigError:
             return replace(named, status=AlleleStatus.CONTIG_SHORT, flags=self.flags)
         first = windows[0]
+        # At the end of a contig nothing may be left to compare on one strand: equal windows of
+        # different alleles say nothing and would only halve the other strand's score.
+        telling = [w for w in windows if w.fork < len(w.ref)]
+        if normalised.ref != normalised.alt and telling and len(telling) < len(windows):
+            windows, flags = telling, flags | {"one_strand"}
         return _Job(
             replace(
                 named,

@@ -156,8 +156,8 @@ INFO_FIELDS: tuple[InfoField, ...] = (
     InfoField("DLL_RC", "dll_rc", "Float", "DLL of the reverse strand alone, nats"),
     InfoField("DMEAN", "dmean", "Float", "DLL divided by (window - 1), nats per base"),
     InfoField("LLR", "llr", "Float", "Next-token log ratio, alternate minus reference, at the first base that differs, nats, mean of the scored strands"),
-    InfoField("ST", "status", "String", "Status of the allele; ok means scored, anything else says why not"),
-    InfoField("FLAG", "flags", "String", "Remarks about a scored allele, joined by |"),
+    InfoField("ST", "status", "String", "Status of the allele: ok (scored), or why not: " + ", ".join(s.value for s in AlleleStatus if s is not AlleleStatus.OK)),
+    InfoField("FLAG", "flags", "String", "Remarks about the allele, joined by |"),
 )  # fmt: skip
 
 TABLE_COLUMNS: tuple[str, ...] = (

@@ -221,8 +221,8 @@ class TestFp8:
         assert twin.config.name == "evo2_40b"
         assert with_fp8(config, declared=True, scales=False).fp8 == "hopper"
         assert with_fp8(config, declared=None, scales=True).fp8 == "hopper"
-        # Repaired weights say that they do not want FP8.
-        assert with_fp8(config, declared=False, scales=True).fp8 == "none"
+        # Scales say how the weights were trained, whatever a configuration was edited to say.
+        assert with_fp8(config, declared=False, scales=True).fp8 == "hopper"
         assert with_fp8(config, declared=None, scales=False).fp8 == "none"
         seven = MODELS["evo2_7b"].config.replace(fp8="none")
         assert with_fp8(seven, declared=True, scales=True).fp8 == "none"

@@ -46,6 +46,15 @@ def test_log_likelihood_of_each_record(
     assert run("log-likelihood", fasta, "-m", toy_model_dir, "-q").stdout == out.read_text()
 
 
+def test_every_record_has_a_row(toy_model_dir: Path, tmp_path: Path) -> None:
+    source = tmp_path / "odd.fa"
+    source.write_text(">empty\n>one\nA\n>two\nAC\n")
+    result = run("log-likelihood", source, "-m", toy_model_dir, "-q")
+    rows = [line.split("\t") for line in result.stdout.splitlines() if not line.startswith("#")]
+    assert [row[:2] for row in rows] == [["empty", "0"], ["one", "1"], ["two", "2"]]
+    assert rows[0][2:] == rows[1][2:] == [".", ".", "."] and "." not in rows[2][2:]
+
+
 @pytest.mark.parametrize("suffix", ["npz", "parquet"])
 @pytest.mark.parametrize("pool", ["mean", "last", "none"])
 def test_embeddings_equal_those_of_the_library(

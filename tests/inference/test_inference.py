@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,8 @@ def test_one_base_has_no_likelihood(toy_model: StripedHyena2) -> None:
 def test_likelihood_refuses_bad_input(toy_model: StripedHyena2) -> None:
     with pytest.raises(ValueError, match="one string"):
         log_likelihood(toy_model, "ACGT")
+    with pytest.raises(ValueError, match="sequence 0 is a ndarray"):
+        log_likelihood(toy_model, [np.array([65, 66])])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="sequence 1 is empty"):
         log_likelihood(toy_model, ["ACGT", ""])
     with pytest.raises(ValueError, match="mask 0 has shape"):
@@ -143,6 +146,16 @@ def test_embeddings_do_not_depend_on_batch_mates_and_stop_early(toy_model: Strip
     for handle in handles:
         handle.remove()
     assert ran == [0, 1]
+
+
+def test_threads_do_not_mix_their_embeddings(toy_model: StripedHyena2) -> None:
+    sequences = [bases(60, n) for n in range(24)]
+    expected = [embed(toy_model, [s], "blocks.2")["blocks.2"][0] for s in sequences]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(
+            pool.map(lambda s: embed(toy_model, [s], "blocks.2")["blocks.2"][0], sequences)
+        )
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_layer_names(toy_model: StripedHyena2) -> None:

@@ -163,6 +163,22 @@ def test_all_spellings_of_a_variant_give_the_same_score(
     assert padded[0].dll == padded[1].dll and padded[0].kind == "snv"
 
 
+def test_padding_and_siblings_do_not_make_an_allele_too_long(setting: Setting) -> None:
+    (plain,) = setting.alleles([setting.snv(500)])
+    ref = setting.sequence[499:599]
+    alt = setting.snv(500)[2] + ref[1:]
+    padded, deletion = setting.alleles([(500, ref, f"{alt},{ref[0]}")])
+    assert padded.dll == plain.dll
+    assert deletion.status is AlleleStatus.TOO_LONG
+
+
+def test_a_strand_that_cannot_tell_the_alleles_apart_is_left_out(setting: Setting) -> None:
+    ref = setting.sequence[-9:]
+    (found,) = setting.alleles([(LENGTH - 8, ref, ref[0])])
+    assert found.status is AlleleStatus.OK and "one_strand" in found.flags
+    assert found.dll_fwd is None and found.dll == found.dll_rc != 0.0
+
+
 def test_batch_mates_order_and_neighbours_do_not_matter(setting: Setting) -> None:
     rows = [setting.snv(p, shift) for p in range(100, 1900, 37) for shift in (1, 2)]
     rows += [
@@ -241,7 +257,9 @@ def test_every_trap_allele_gets_its_status_while_its_siblings_are_scored(setting
     first, *middle, last = scored.alleles
     assert first.status is AlleleStatus.OK and first.dll == last.dll
     assert [a.status for a in middle] == list(traps.values())
-    assert all(a.dll is None and a.key is None for a in middle)
+    assert all(a.dll is None for a in middle)
+    # Only what has a sequence has a name; the last trap is merely too long.
+    assert [a.key is None for a in middle] == [True] * 8 + [False]
 
     wrong = next(b for b in "ACGT" if b not in (ref, good))
     rows = [
@@ -315,6 +333,10 @@ def test_reference_bits_are_the_mean_over_distinct_reference_windows(setting: Se
     (log_probs,) = token_log_probs(setting.model, [tokens])
     expected = -log_probs[1:].astype(np.float64).mean() / np.log(2)
     assert scorer.reference_bits.bits_per_base == pytest.approx(expected, rel=1e-6)
+    _, counts = np.unique(tokens[1:], return_counts=True)
+    shares = counts / 63
+    composition = -(shares * np.log2(shares)).sum()
+    assert scorer.reference_bits.composition_bits == pytest.approx(composition)
 
 
 def test_damaged_weights_give_a_status_and_no_score(
