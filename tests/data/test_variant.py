@@ -215,7 +215,10 @@ def test_kinds(ref: str, alt: str, kind: str, indel_len: int) -> None:
 def test_coordinates_and_key() -> None:
     variant = Variant("chr2", 10, "ac", "t")
     assert (variant.start, variant.end) == (9, 11)
-    assert variant.key == "chr2-10-AC-T"
+    # As gnomAD writes it: without chr, the mitochondrion as M; other names stay as they are.
+    assert variant.key == "2-10-AC-T"
+    assert Variant("chrMT", 3, "A", "G").key == Variant("MT", 3, "A", "G").key == "M-3-A-G"
+    assert Variant("chromosome_1", 3, "A", "G").key == "chromosome_1-3-A-G"
     assert variant == Variant("chr2", 10, "AC", "T")
 
 
