@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,11 +14,22 @@ from evo_data.files import atomic_output, sha256_file
 
 _log = logging.getLogger("evo_toolkit")
 
+_LONG_WAIT = 1_000_000_000
+"""Bytes of a file whose checksum takes long enough to be announced."""
+
 
 def cache_dir() -> Path:
-    """`EVO_TOOLKIT_CACHE`, or `~/.cache/evo_toolkit`; it may not exist yet."""
+    """`EVO_TOOLKIT_CACHE`, or `~/.cache/evo_toolkit`; it may not exist yet.
+
+    A user without a home folder (some containers) gets one in the folder for temporary files.
+    """
     configured = os.environ.get("EVO_TOOLKIT_CACHE")
-    return Path(configured) if configured else Path.home() / ".cache" / "evo_toolkit"
+    if configured:
+        return Path(configured)
+    try:
+        return Path.home() / ".cache" / "evo_toolkit"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"evo_toolkit-{os.getuid()}"
 
 
 def _identity(real: Path) -> dict[str, object]:
@@ -46,7 +58,8 @@ def cached_sha256(path: Path, *, again: bool = False) -> str:
         return known
     real = path.resolve()
     identity, entry = _identity(real), _entry(real)
-    _log.info("computing the checksum of %s, once", real)
+    if real.stat().st_size > _LONG_WAIT:
+        _log.info("computing the checksum of %s, once", real)
     digest = sha256_file(real)
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
