@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ UNINFORMATIVE_BITS = 1.95
 four equally frequent bases take 2 bits."""
 
 _MOST_NAMES = 8
+# Records of a stream that are looked at before the model loads.
+_STREAM_LOOK_AHEAD = 1000
 
 
 @dataclass
@@ -54,18 +57,19 @@ class Variants:
     num_alleles: int = 0
     num_candidates: int = 0
     num_sites: int = 0
-    _stdin: VariantReader | None = field(default=None, repr=False)
+    _reader: VariantReader = field(kw_only=True, repr=False)
+    _stream: Iterator[VcfRecord] | None = field(default=None, kw_only=True, repr=False)
 
     def records(self) -> Iterator[VcfRecord]:
         """The records that pass the filter, in the order of the file."""
-        if self._stdin is not None:
-            with self._stdin as reader:
-                yield from self._passing(reader)
+        if self._stream is not None:
+            with self._reader:
+                yield from self._passing(self._stream)
             return
         with VariantReader(self.path) as reader:
             yield from self._passing(reader)
 
-    def _passing(self, records: VariantReader) -> Iterator[VcfRecord]:
+    def _passing(self, records: Iterable[VcfRecord]) -> Iterator[VcfRecord]:
         for record in records:
             if passes(record, self.filters):
                 yield record
@@ -87,7 +91,8 @@ def open_variants(
 ) -> Variants:
     """Read a variant file once before anything expensive happens.
 
-    Stdin and pipes can be read only once: of them only the header is looked at.
+    Stdin and pipes can be read only once: of them only the header and the first records are looked
+    at, and nothing is counted.
 
     Args:
         filters: FILTER values to keep, as in `bcftools view -f`; None keeps every record.
@@ -100,10 +105,12 @@ def open_variants(
     reader = VariantReader(path)
     header = reader.header
     contigs = ContigAliases(genome.lengths, header.contigs)
-    variants = Variants(path, header, contigs, filters)
+    variants = Variants(path, header, contigs, filters, _reader=reader)
     if str(path) == "-" or not Path(path).is_file():  # a pipe can be read only once, like stdin
-        variants._stdin = reader
-        _require_a_contig(list(header.contigs), contigs, genome)
+        records = iter(reader)
+        first = list(islice(records, _STREAM_LOOK_AHEAD))
+        variants._stream = chain(first, records)
+        _require_a_contig(list(dict.fromkeys(r.contig for r in first)), contigs, genome)
         return variants
     variants.num_records = 0
     taken = None

@@ -94,6 +94,22 @@ def test_stdin_to_stdout(model: Path) -> None:
     assert b"no estimate" in result.stderr
 
 
+def test_a_stream_of_another_genome_is_refused_like_a_file(model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.fa"
+    other.write_text(">chr7\nACGTACGT\n")
+    command = [sys.executable, "-m", "evo_toolkit", "score", "-", str(other), "-m", str(model)]
+    lines = [line for line in VCF.read_bytes().splitlines(True) if not line.startswith(b"##contig")]
+    result = subprocess.run(command, input=b"".join(lines), capture_output=True, check=False)
+    assert result.returncode == 1 and result.stdout == b""
+    assert b"NC_000932.1" in result.stderr and b"chr7" in result.stderr
+
+
+def test_a_pipe_is_read_once(model: Path) -> None:
+    script = f"{sys.executable} -m evo_toolkit score <(cat {VCF}) {FASTA} -m {model}"
+    result = subprocess.run(["bash", "-c", script], capture_output=True, check=True)
+    assert result.stdout.count(b"EVO_ST=ok") == 40
+
+
 def test_no_model_is_a_usage_error_with_the_choices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EVO_TOOLKIT_MODEL", raising=False)
     result = run(VCF, FASTA)
