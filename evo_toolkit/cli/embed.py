@@ -107,6 +107,8 @@ def embed(
     _write(output, ids, found, manifest, force)
     if not quiet:
         click.echo(f"embedded {len(ids):,} sequences at {', '.join(layers)}", err=True)
+    if note:
+        click.echo(f"Warning: {note}", err=True)
 
 
 def _write(output: str, ids: list[str], found: Embedded, manifest: str, force: bool) -> None:

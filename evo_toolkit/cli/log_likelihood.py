@@ -107,3 +107,5 @@ def log_likelihood(
             path.write_text(text, encoding="utf-8")
     if not quiet:
         click.echo(f"{len(sequences.lengths):,} sequences", err=True)
+    if note:
+        click.echo(f"Warning: {note}", err=True)

@@ -116,6 +116,30 @@ def test_generation_is_fasta_and_repeats_with_its_seed(toy_model_dir: Path, tmp_
     assert "".join(lines).startswith("ACGT") and len("".join(lines)) == 12
 
 
+@pytest.mark.parametrize("command", ["embed", "log-likelihood"])
+def test_genomes_outside_the_domain_are_refused_or_marked(
+    command: str, toy_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    folder, source, out = tmp_path / "averse", tmp_path / "g.fa", tmp_path / "out.npz"
+    shutil.copytree(toy_model_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.update(forbidden_genomes=["vertebrate"], domains=["bacteria"])
+    (folder / "config.json").write_text(json.dumps(config))
+    source.write_text(">c\n" + "ACGT" * 50 + "\n")
+    # The rule about large genomes, at a size that a test can hold.
+    monkeypatch.setattr("evo_toolkit.inference.domain.LARGEST_BASES", 100)
+    arguments = [command, source, "-m", folder, "-o", out]
+    arguments += ["-l", "blocks.0"] if command == "embed" else []
+    refused = run(*arguments)
+    assert refused.exit_code == 2 and "--allow-out-of-domain" in refused.stderr
+    assert not out.exists()
+    allowed = run(*arguments, "--allow-out-of-domain")
+    assert allowed.exit_code == 0 and allowed.stderr.count("out of domain") == 2
+    assert b"out of domain" in out.read_bytes() or command == "embed"
+
+
 @pytest.mark.parametrize("command", ["embed", "log-likelihood", "generate"])
 def test_there_is_no_default_model(
     command: str, fasta: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
