@@ -6,16 +6,19 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from typing import IO, Any, ParamSpec, TypeVar
+from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 
 from evo_data.errors import EvoDataError
 from evo_toolkit.errors import EvoError, UsageError
+
+if TYPE_CHECKING:
+    from evo_toolkit.model.striped_hyena import StripedHyena2
 
 PROGRAM = "evo-toolkit"
 MODEL_VARIABLE = "EVO_TOOLKIT_MODEL"
@@ -172,6 +175,37 @@ def _discard_stdout() -> None:
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, sys.stdout.fileno())
         os.close(devnull)
+
+
+def load_for_genome(
+    name: str,
+    lengths: Mapping[str, int],
+    *,
+    device: str,
+    precision: str,
+    allow_inaccurate: bool,
+    allow_out_of_domain: bool,
+) -> tuple[StripedHyena2, str | None]:
+    """Load a model unless the genome is outside its domain, which is asked before the weights.
+
+    Args:
+        lengths: Length of each contig of the genome, in bases.
+
+    Returns:
+        The model, and with consent the line about the domain, which is a warning by then.
+    """
+    from evo_toolkit.checkpoint.load import load_opened
+    from evo_toolkit.checkpoint.opening import open_source
+    from evo_toolkit.inference.domain import check_domain
+
+    opened = open_source(name, allow_inaccurate=allow_inaccurate)
+    note = check_domain(opened.source.config, lengths, allow=allow_out_of_domain)
+    if note:
+        click.echo(f"Warning: {note}", err=True)
+    model = load_opened(
+        opened, device=device, precision=precision, allow_inaccurate=allow_inaccurate
+    )
+    return model, note
 
 
 def refuse_input_as_output(output: str, *inputs: str) -> None:

@@ -1,4 +1,4 @@
-"""`evo-toolkit demo`: score real variants with the bundled model, on any machine, in under two minutes."""
+"""`evo-toolkit demo`: score made variants of a real chloroplast with the bundled model, on any machine, in under two minutes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def demo(output: str, window: int, force: bool) -> None:
     """Score variants of a chloroplast with the bundled model.
 
     The input ships with the toolkit: the chloroplast genome of Arabidopsis thaliana (NC_000932.1)
-    and variants of its genes rbcL and psbA with their coding consequences.
+    and variants made in its genes rbcL and psbA, with their coding consequences.
     """
     from evo_data.demo_data import demo_file
     from evo_data.fasta import Fasta

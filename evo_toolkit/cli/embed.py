@@ -10,6 +10,7 @@ import click
 
 from evo_toolkit.cli.common import (
     allow_out_of_domain_option,
+    load_for_genome,
     model_options,
     quiet_option,
     require_model,
@@ -73,9 +74,7 @@ def embed(
     """
     from evo_data.fasta import Fasta
     from evo_data.files import check_output
-    from evo_toolkit.checkpoint.load import load_model
     from evo_toolkit.errors import UsageError
-    from evo_toolkit.inference.domain import check_domain
     from evo_toolkit.inference.embed import POOLS, resolve_layer
     from evo_toolkit.inference.embed import embed as run
 
@@ -86,17 +85,15 @@ def embed(
         )
     check_output(output, force=force)
     with Fasta(fasta) as sequences:
-        loaded = load_model(
-            name, device=device, precision=precision, allow_inaccurate=allow_inaccurate
-        )
-        note = check_domain(loaded.config, sequences.lengths, allow=allow_out_of_domain)
+        loaded, note = load_for_genome(
+            name, sequences.lengths, device=device, precision=precision,
+            allow_inaccurate=allow_inaccurate, allow_out_of_domain=allow_out_of_domain,
+        )  # fmt: skip
         try:
             for layer in layers:
                 resolve_layer(loaded, layer)
         except ValueError as error:
             raise UsageError(str(error)) from None
-        if note:
-            click.echo(f"Warning: {note}", err=True)
         ids = [contig for contig, length in sequences.lengths.items() if length]
         texts = [sequences.fetch(contig, 0, sequences.lengths[contig]) for contig in ids]
     found = run(loaded, texts, layers, pool=next(p for p in POOLS if p == pool))

@@ -9,6 +9,7 @@ import click
 
 from evo_toolkit.cli.common import (
     allow_out_of_domain_option,
+    load_for_genome,
     model_options,
     quiet_option,
     refuse_input_as_output,
@@ -69,8 +70,6 @@ def log_likelihood(
     """
     from evo_data.fasta import Fasta
     from evo_data.files import atomic_output, check_output
-    from evo_toolkit.checkpoint.load import load_model
-    from evo_toolkit.inference.domain import check_domain
     from evo_toolkit.inference.likelihood import log_likelihood as run
 
     name = require_model(model)
@@ -78,13 +77,11 @@ def log_likelihood(
         refuse_input_as_output(output, fasta)
         check_output(output, force=force)
     with Fasta(fasta) as sequences:
-        loaded = load_model(
-            name, device=device, precision=precision, allow_inaccurate=allow_inaccurate
-        )
-        note = check_domain(loaded.config, sequences.lengths, allow=allow_out_of_domain)
+        loaded, note = load_for_genome(
+            name, sequences.lengths, device=device, precision=precision,
+            allow_inaccurate=allow_inaccurate, allow_out_of_domain=allow_out_of_domain,
+        )  # fmt: skip
         notes = (*loaded.notes, *((note,) if note else ()))
-        if note:
-            click.echo(f"Warning: {note}", err=True)
         lines = [
             f"##evo_toolkitModel={loaded.config.name} sha256={loaded.sha256} {loaded.policy.describe()}"
         ]

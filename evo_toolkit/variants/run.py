@@ -115,7 +115,7 @@ def open_variants(
     variants.num_records = 0
     taken = None
     if info_prefix is not None:
-        taken = re.compile(rb"(?:^|;)" + re.escape(info_prefix.encode()) + rb"_\w+")
+        taken = re.compile(rb"(?:^|;)" + re.escape(info_prefix.encode()) + rb"_[^=;]*")
     names: dict[str, None] = {}
     place: tuple[str, int] | None = None
     with reader:
