@@ -95,8 +95,10 @@ def cli() -> None:
     # Long steps before a command's own output (a checksum of 13 GB, say) announce themselves.
     log = logging.getLogger("evo_toolkit")
     log.setLevel(logging.INFO)
-    if not any(isinstance(handler, _EchoHandler) for handler in log.handlers):
-        log.addHandler(_EchoHandler())
+    handler = _EchoHandler()
+    log.addHandler(handler)
+    # A program that runs a command in its own process keeps its logging as it was.
+    click.get_current_context().call_on_close(lambda: log.removeHandler(handler))
 
 
 def main() -> None:
