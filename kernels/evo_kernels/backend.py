@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
+import os
 from typing import Literal
+
+import torch
+from torch import Tensor
 
 from evo_kernels.errors import KernelError, KernelUnavailableError
 
@@ -14,28 +19,83 @@ _log = logging.getLogger("evo_kernels")
 
 
 @functools.cache
-def _say(operator: str, device: str, chosen: str) -> None:
-    _log.info("%s on %s: %s", operator, device, chosen)
+def _say(operator: str, device: str, chosen: str, reason: str) -> None:
+    _log.info("%s on %s: %s%s", operator, device, chosen, f" ({reason})" if reason else "")
 
 
-def resolve(operator: str, backend: Backend, device_type: str) -> Literal["reference"]:
+def interpreting() -> bool:
+    """Whether Triton kernels run in the interpreter (`TRITON_INTERPRET=1`), on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on")
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def _why_no_triton(x: Tensor) -> str:
+    """Why Triton kernels cannot run on this tensor's device, or ""."""
+    if not _has_triton():
+        return "triton is not installed"
+    if interpreting():
+        return "" if x.device.type == "cpu" else "TRITON_INTERPRET is set"
+    if x.device.type != "cuda":
+        return f"kernels need a CUDA device, not {x.device.type}"
+    index = torch.cuda.current_device() if x.device.index is None else x.device.index
+    if _capability(index) < (8, 0):
+        return "kernels need compute capability 8.0 or later"
+    return ""
+
+
+def resolve(
+    operator: str,
+    backend: Backend,
+    x: Tensor,
+    *,
+    unsupported: str = "",
+    rounding: torch.dtype | None = None,
+) -> Literal["triton", "reference"]:
     """Return the implementation to use.
+
+    "auto" takes the Triton kernel for bfloat16 and float16 inputs on CUDA devices of compute
+    capability 8.0 or later, and the twin elsewhere: float32 inputs ask for float32 products, which
+    the kernels' tensor-core operands do not give.
 
     Args:
         operator: Name of the operator, for messages.
-        backend: "reference", "triton", or "auto" (the fastest that exists for the device).
-        device_type: Type of the inputs' device, such as "cpu" or "cuda".
+        backend: "reference", "triton" (never falls back), or "auto".
+        x: The main input; its device and dtype decide.
+        unsupported: Why the kernel cannot run these sizes, or "".
+        rounding: A rounding dtype asks for the released rounding points: the twin has them.
 
     Raises:
-        KernelUnavailableError: for "triton", which never falls back: no operator has a Triton
-            kernel in this version.
+        KernelUnavailableError: for "triton" where the kernel cannot run.
         KernelError: for an unknown backend.
     """
-    if backend == "triton":
-        raise KernelUnavailableError(
-            f'{operator} has no Triton kernel in this version; use backend="auto" or "reference"'
-        )
-    if backend not in ("auto", "reference"):
+    if backend not in ("auto", "triton", "reference"):
         raise KernelError(f'backend is {backend!r}; use "auto", "triton" or "reference"')
-    _say(operator, device_type, "reference")
-    return "reference"
+    if backend == "reference" or (backend == "auto" and rounding is not None):
+        return "reference"
+    reason = unsupported or _why_no_triton(x)
+    if not reason and x.dtype not in (torch.bfloat16, torch.float16, torch.float32):
+        reason = f"{str(x.dtype).removeprefix('torch.')} inputs take the reference"
+    if not reason and rounding is not None:
+        reason = "the released rounding points exist in the reference alone"
+    if backend == "triton":
+        if reason:
+            raise KernelUnavailableError(
+                f'{operator} cannot run its Triton kernel: {reason}; use backend="auto" or "reference"'
+            )
+        return "triton"
+    if not reason and x.dtype == torch.float32:
+        reason = "float32 inputs"
+    if not reason and interpreting():
+        reason = "the interpreter is for tests"
+    chosen: Literal["triton", "reference"] = "reference" if reason else "triton"
+    _say(operator, x.device.type, chosen, reason)
+    return chosen

@@ -51,5 +51,5 @@ def attention_two_segment(
         raise KernelError(
             f"k has {k.shape[1]} positions for {L} queries; it must hold those of the queries too"
         )
-    resolve("attention_two_segment", backend, q.device.type)
+    resolve("attention_two_segment", backend, q, unsupported="it has none in this version")
     return attention_two_segment_reference(q, prefix_k, prefix_v, k, v)

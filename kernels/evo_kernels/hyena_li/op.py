@@ -56,6 +56,6 @@ def hyena_li(
     if state is not None:
         check_shape("state.featurizer", state.featurizer, (B, featurizer.shape[1] - 1, 3 * D))
         check_shape("state.modal", state.modal, (B, D, log_poles.shape[1]))
-    resolve("hyena_li", backend, qkv.device.type)
+    resolve("hyena_li", backend, qkv, unsupported="it has none in this version")
     y, new_state = hyena_li_reference(qkv, featurizer, log_poles, residues, skip, state, rounding)
     return y, new_state if return_state else None

@@ -50,6 +50,6 @@ def hyena_mr(
     if state is not None:
         check_shape("state.featurizer", state.featurizer, (B, featurizer.shape[1] - 1, 3 * D))
         check_shape("state.gated", state.gated, (B, h.shape[1] - 1, D))
-    resolve("hyena_mr", backend, qkv.device.type)
+    resolve("hyena_mr", backend, qkv, unsupported="it has none in this version")
     y, new_state = hyena_mr_reference(qkv, featurizer, h, skip, state, rounding)
     return y, new_state if return_state else None

@@ -47,6 +47,6 @@ def hyena_se(
     if state is not None:
         check_shape("state.featurizer", state.featurizer, (B, featurizer.shape[1] - 1, 3 * D))
         check_shape("state.gated", state.gated, (B, h.shape[1] - 1, D))
-    resolve("hyena_se", backend, qkv.device.type)
+    resolve("hyena_se", backend, qkv, unsupported="it has none in this version")
     y, new_state = hyena_se_reference(qkv, featurizer, h, state, rounding)
     return y, new_state if return_state else None

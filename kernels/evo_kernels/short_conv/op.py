@@ -40,6 +40,6 @@ def short_conv(
     check_shape("taps", taps, (C, None))
     if state is not None:
         check_shape("state", state, (B, taps.shape[1] - 1, C))
-    resolve("short_conv", backend, x.device.type)
+    resolve("short_conv", backend, x, unsupported="it has none in this version")
     y, new_state = short_conv_reference(x, taps, state)
     return y.to(x.dtype), new_state if return_state else None
