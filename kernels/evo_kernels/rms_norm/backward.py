@@ -1,0 +1,69 @@
+"""Backward kernel of root-mean-square normalisation: everything recomputed from the rows."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from evo_kernels.launch import select
+from evo_kernels.rms_norm.configs import BACKWARD_PROGRAMS
+from evo_kernels.rms_norm.forward import TINY
+
+
+@triton.jit
+def _rms_norm_backward(
+    x_ptr, scale_ptr, grad_y_ptr, grad_total_ptr, grad_x_ptr, partial_ptr, eps, rows,
+    rows_per_program, D: tl.constexpr, BLOCK: tl.constexpr, HAS_TOTAL: tl.constexpr,
+):  # fmt: skip
+    """Gradient of a run of rows, and the scale's gradient summed over them.
+
+    With r = 1 / (rms + eps): `dx = r * s * g - x * r^2 * sum(g * s * x) / (D * rms)`.
+    """
+    program = tl.program_id(0)
+    c = tl.arange(0, BLOCK)
+    scale = tl.load(scale_ptr + c, mask=c < D, other=0.0).to(tl.float32)
+    grad_scale = tl.zeros((BLOCK,), tl.float32)
+    first = program * rows_per_program
+    for index in range(0, tl.minimum(rows_per_program, rows - first)):
+        row = first.to(tl.int64) * D + index * D
+        x = tl.load(x_ptr + row + c, mask=c < D, other=0.0).to(tl.float32)
+        g = tl.load(grad_y_ptr + row + c, mask=c < D, other=0.0).to(tl.float32)
+        mean_square = tl.sum(x * x, 0) / D
+        rms = tl.sqrt_rn(tl.maximum(mean_square, TINY))
+        inverse = 1.0 / (rms + eps)
+        weighted = g * scale
+        slope = tl.sum(weighted * x, 0) * inverse * inverse / (D * rms)
+        grad_x = weighted * inverse - x * tl.where(mean_square < TINY, 0.0, slope)
+        if HAS_TOTAL:
+            grad_x += tl.load(grad_total_ptr + row + c, mask=c < D, other=0.0).to(tl.float32)
+        tl.store(grad_x_ptr + row + c, grad_x.to(grad_x_ptr.dtype.element_ty), mask=c < D)
+        grad_scale += g * x * inverse
+    tl.store(partial_ptr + program.to(tl.int64) * D + c, grad_scale, mask=c < D)
+
+
+def rms_norm_backward(
+    x: Tensor, scale: Tensor, grad_y: Tensor, grad_total: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the rows and of the scale.
+
+    Args:
+        x: The rows that were normalised, `[..., D]`, contiguous.
+        grad_y: Of the normalised rows, contiguous.
+        grad_total: What reaches the rows on another way, contiguous, or None.
+    """
+    D = x.shape[-1]
+    rows = x.numel() // D
+    grad_x = torch.empty_like(x)
+    if not rows:
+        return grad_x, torch.zeros_like(scale)
+    per_program = triton.cdiv(rows, BACKWARD_PROGRAMS)
+    programs = triton.cdiv(rows, per_program)
+    partial = torch.empty((programs, D), dtype=torch.float32, device=x.device)
+    _rms_norm_backward[(programs,)](
+        x, scale, grad_y, x if grad_total is None else grad_total, grad_x, partial, eps, rows,
+        per_program, D=D, BLOCK=triton.next_power_of_2(D), HAS_TOTAL=grad_total is not None,
+        **select("rms_norm_backward", x.device).launch_arguments(),
+    )  # fmt: skip
+    return grad_x, partial.sum(0).to(scale.dtype)

@@ -1,0 +1,12 @@
+"""Launch configurations of root-mean-square normalisation."""
+
+from __future__ import annotations
+
+from evo_kernels.launch import KernelConfig, register
+
+register("rms_norm_forward", {"default": KernelConfig(num_warps=8)})
+register("rms_norm_backward", {"default": KernelConfig(num_warps=8)})
+
+# Programs of the backward, each of which sums the gradient of the scale over its own rows. A
+# constant, so that the sums do not depend on the device.
+BACKWARD_PROGRAMS = 528
