@@ -1,0 +1,293 @@
+"""Hyena-MR forward: 3-tap featurizers, k * v, block-Toeplitz FIR on tensor cores, skip, gate.
+
+With blocks of 64 rows, `A_b[i, j] = h[64 b + i - j]` and z = k * v (after the featurizers),
+
+    y_i = A_0 z_i + A_1 z_{i-1} + A_2 z_{i-2}        (three blocks hold every filter of K <= 129)
+
+A program marches over its rows and scatters: z_i enters shared memory once and feeds three dots,
+whose sums for later blocks are carried as float32 accumulators. Taps enter the dots as pairs of
+bfloat16 (value and remainder), z as one bfloat16; everything else is float32.
+
+The columns of a tile are J segments of the sequence times CB channels of one filter group, so that
+a dot is wide enough for the tensor cores although a group may have few channels.
+
+A thread owns U consecutive rows of a column (its phases): the featurizer then is arithmetic between
+registers, and U + 2 loads serve U rows.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from evo_kernels.backend import interpreting
+from evo_kernels.launch import select
+
+BLOCK = 64
+MAX_TAPS = 2 * BLOCK + 1
+
+
+@triton.jit
+def interleave(phases, U: tl.constexpr, I: tl.constexpr, N: tl.constexpr):
+    """Join U phases `[I, N]` into a tile `[U * I, N]` whose row U * i + u is phase u of i."""
+    if U == 2:
+        x = tl.join(phases[0], phases[1])
+    elif U == 4:
+        x = tl.join(tl.join(phases[0], phases[2]), tl.join(phases[1], phases[3]))
+    else:
+        x = tl.join(
+            tl.join(tl.join(phases[0], phases[4]), tl.join(phases[2], phases[6])),
+            tl.join(tl.join(phases[1], phases[5]), tl.join(phases[3], phases[7])),
+        )
+    return tl.reshape(tl.permute(tl.reshape(x, (I, N, U)), (0, 2, 1)), (U * I, N))
+
+
+@triton.jit
+def deinterleave(x, U: tl.constexpr, I: tl.constexpr, N: tl.constexpr):
+    """Take a tile `[U * I, N]` apart into its U phases: the inverse of `interleave`."""
+    x = tl.permute(tl.reshape(x, (I, U, N)), (0, 2, 1))
+    if U == 2:
+        a, b = tl.split(x)
+        return (a, b)
+    elif U == 4:
+        even, odd = tl.split(tl.reshape(x, (I, N, 2, 2)))
+        a, c = tl.split(even)
+        b, d = tl.split(odd)
+        return (a, b, c, d)
+    else:
+        even, odd = tl.split(tl.reshape(x, (I, N, 2, 2, 2)))
+        ae, co = tl.split(even)
+        bf, dh = tl.split(odd)
+        a, e = tl.split(ae)
+        c, g = tl.split(co)
+        b, f = tl.split(bf)
+        d, h = tl.split(dh)
+        return (a, b, c, d, e, f, g, h)
+
+
+@triton.jit
+def toeplitz(h, b: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, UPCAST: tl.constexpr):
+    """Block A_b of the filter as two bfloat16 tiles `[BT, BT]`, value and remainder."""
+    lag = b * BT + tl.arange(0, BT)[:, None] - tl.arange(0, BT)[None, :]
+    taps = tl.load(h + lag, mask=(lag >= 0) & (lag < K), other=0.0).to(tl.float32)
+    high = taps.to(tl.bfloat16)
+    low = (taps - high.to(tl.float32)).to(tl.bfloat16)
+    if UPCAST:
+        return high.to(tl.float32), low.to(tl.float32)
+    else:
+        return high, low
+
+
+@triton.jit
+def fir_taps(w, c, ok):
+    """The three featurizer taps of channels c, each `[1, N]`."""
+    w0 = tl.load(w + c * 3, mask=ok, other=0.0).to(tl.float32)[None, :]
+    w1 = tl.load(w + c * 3 + 1, mask=ok, other=0.0).to(tl.float32)[None, :]
+    w2 = tl.load(w + c * 3 + 2, mask=ok, other=0.0).to(tl.float32)[None, :]
+    return (w0, w1, w2)
+
+
+@triton.jit
+def load_phases(
+    p, tail, row, L, ok, D: tl.constexpr, U: tl.constexpr, HAS_STATE: tl.constexpr
+):
+    """Raw inputs of phases -2 .. U-1, as stored; rows before 0 come from the tail of the state.
+
+    Args:
+        p: Pointers of phase 0, `[I, N]`.
+        tail: Pointers of row 0 of this block in the state, `[1, N]`.
+        row: Row numbers of phase 0, `[I, N]`.
+    """
+    phases = ()
+    for u in tl.static_range(-2, U):
+        inside = (row + u < L) & ok
+        if u < 0:
+            inside = inside & (row + u >= 0)
+        x = tl.load(p + u * 3 * D, mask=inside, other=0.0)
+        if HAS_STATE and u < 0:
+            before = (row + u < 0) & (row + u >= -2) & ok
+            x += tl.load(tail + (row + u + 2) * 3 * D, mask=before, other=0.0)
+        phases = phases + (x,)
+    return phases
+
+
+@triton.jit
+def fir3(x, w, u: tl.constexpr):
+    """Featurizer output of phase u from the raw phases."""
+    return (
+        w[0] * x[u + 2].to(tl.float32)
+        + w[1] * x[u + 1].to(tl.float32)
+        + w[2] * x[u].to(tl.float32)
+    )
+
+
+@triton.jit
+def gated_before(gated, row, ok, D: tl.constexpr, K: tl.constexpr):
+    """z of rows before the chunk, from the state; zero before that."""
+    before = (row < 0) & (row > -K) & ok
+    return tl.load(gated + (row + (K - 1)) * D, mask=before, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def hyena_mr_forward_kernel(
+    qkv,
+    featurizer,
+    h,
+    skip,
+    y,
+    tail,
+    gated,
+    new_gated,
+    L,
+    SEG,
+    D: tl.constexpr,
+    K: tl.constexpr,
+    GS: tl.constexpr,
+    CB: tl.constexpr,
+    N: tl.constexpr,
+    U: tl.constexpr,
+    HAS_STATE: tl.constexpr,
+    KEEP_STATE: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """`y = q * (conv(h, z) + skip * z)`.
+
+    Grid: (filter groups x blocks of CB channels, sets of N / CB segments of SEG rows, batch).
+    """
+    BT: tl.constexpr = 64
+    I: tl.constexpr = BT // U
+    BLOCKS: tl.constexpr = (GS + CB - 1) // CB
+    group = tl.program_id(0) // BLOCKS
+    b = tl.program_id(2).to(tl.int64)
+    n = tl.arange(0, N)
+    in_group = (tl.program_id(0) % BLOCKS) * CB + n % CB
+    c = group * GS + in_group
+    okc = in_group < GS
+    ok = okc[None, :]
+    row = ((tl.program_id(1) * (N // CB) + n // CB) * SEG)[None, :] + U * tl.arange(0, I)[:, None]
+
+    at = row.to(tl.int64)
+    pq = qkv + b * L * 3 * D + at * (3 * D) + c[None, :]
+    py = y + b * L * D + at * D + c[None, :]
+    ptail = tail + b * 2 * 3 * D + c[None, :]
+    pgated = gated + b * (K - 1) * D + c[None, :]
+
+    wq = fir_taps(featurizer, c, okc)
+    wk = fir_taps(featurizer, c + D, okc)
+    wv = fir_taps(featurizer, c + 2 * D, okc)
+    skips = tl.load(skip + c, mask=okc, other=0.0).to(tl.float32)[None, :]
+    h0, l0 = toeplitz(h + group * K, 0, K, BT, UPCAST)
+    h1, l1 = toeplitz(h + group * K, 1, K, BT, UPCAST)
+    h2, l2 = toeplitz(h + group * K, 2, K, BT, UPCAST)
+
+    next1 = tl.zeros((BT, N), tl.float32)
+    next2 = tl.zeros((BT, N), tl.float32)
+    # The two blocks before the segment, for what they leave to the first two.
+    for t in range(-2, 0):
+        p = pq + t * (BT * 3 * D)
+        r = row + t * BT
+        k = load_phases(p + D, ptail + D, r, L, ok, D, U, HAS_STATE)
+        v = load_phases(p + 2 * D, ptail + 2 * D, r, L, ok, D, U, HAS_STATE)
+        zs = ()
+        for u in tl.static_range(U):
+            z = tl.where(r + u >= 0, fir3(k, wk, u) * fir3(v, wv, u), 0.0)
+            if HAS_STATE:
+                z += gated_before(pgated, r + u, ok, D, K)
+            zs = zs + (z.to(tl.bfloat16),)
+        zb = interleave(zs, U, I, N)
+        if UPCAST:
+            zb = zb.to(tl.float32)
+        next1 = tl.dot(l1, zb, acc=tl.dot(h1, zb, acc=next2))
+        next2 = tl.dot(l2, zb, acc=tl.dot(h2, zb))
+
+    p = pq
+    po = py
+    for t in range(0, SEG // BT):
+        r = row + t * BT
+        k = load_phases(p + D, ptail + D, r, L, ok, D, U, HAS_STATE)
+        v = load_phases(p + 2 * D, ptail + 2 * D, r, L, ok, D, U, HAS_STATE)
+        q = load_phases(p, ptail, r, L, ok, D, U, HAS_STATE)
+        zs = ()
+        zs16 = ()
+        for u in tl.static_range(U):
+            z = fir3(k, wk, u) * fir3(v, wv, u)
+            zs = zs + (z,)
+            zs16 = zs16 + (z.to(tl.bfloat16),)
+            if KEEP_STATE:
+                kept = (r + u < L) & (r + u > L - K) & ok
+                pn = new_gated + b * (K - 1) * D + (r + u - (L - K + 1)) * D + c[None, :]
+                tl.store(pn, z.to(tl.bfloat16).to(tl.float32), mask=kept)
+        zb = interleave(zs16, U, I, N)
+        if UPCAST:
+            zb = zb.to(tl.float32)
+        s = tl.dot(l0, zb, acc=tl.dot(h0, zb, acc=next1))
+        next1 = tl.dot(l1, zb, acc=tl.dot(h1, zb, acc=next2))
+        next2 = tl.dot(l2, zb, acc=tl.dot(h2, zb))
+        sums = deinterleave(s, U, I, N)
+        for u in tl.static_range(U):
+            out = fir3(q, wq, u) * (sums[u] + skips * zs[u])
+            tl.store(po + u * D, out.to(y.dtype.element_ty), mask=(r + u < L) & ok)
+        p += BT * 3 * D
+        po += BT * D
+
+
+def launch_forward(
+    qkv: Tensor,
+    featurizer: Tensor,
+    h: Tensor,
+    skip: Tensor,
+    tail: Tensor | None,
+    gated: Tensor | None,
+    keep_state: bool,
+    segment: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Run the forward kernel: y `[B, L, D]`, and the new gated state if asked for."""
+    B, L, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    G, K = h.shape
+    config = select("hyena_mr_forward", qkv.device)
+    N = config.constants["N"]
+    group_size = D // G
+    CB = min(triton.next_power_of_2(group_size), N)
+    blocks = G * triton.cdiv(group_size, CB)
+    SEG = segment or segment_rows(B, L, blocks, N // CB)
+    y = torch.empty(B, L, D, dtype=qkv.dtype, device=qkv.device)
+    new_gated = None
+    if keep_state:
+        new_gated = qkv.new_empty((B, K - 1, D), dtype=torch.float32)
+        if L < K - 1:
+            new_gated[:, : K - 1 - L] = 0.0 if gated is None else gated[:, L:]
+    grid = (blocks, triton.cdiv(L, SEG * (N // CB)), B)
+    hyena_mr_forward_kernel[grid](
+        qkv,
+        featurizer,
+        h,
+        skip,
+        y,
+        qkv if tail is None else tail,
+        skip if gated is None else gated,
+        skip if new_gated is None else new_gated,
+        L,
+        SEG,
+        D=D,
+        K=K,
+        GS=group_size,
+        CB=CB,
+        HAS_STATE=tail is not None,
+        KEEP_STATE=keep_state,
+        UPCAST=interpreting(),
+        **config.launch_arguments(),
+    )
+    return y, new_gated
+
+
+def segment_rows(B: int, L: int, blocks: int, segments: int, wanted: int = 4 * 528) -> int:
+    """Rows per segment: long enough to hide the two blocks of warm-up, short enough for a full GPU.
+
+    A pure function of the sizes, so that every run launches the same work.
+    """
+    rows = L * B * blocks // (wanted * segments)
+    rows = min(max(rows, 512), 2048)
+    rows = triton.next_power_of_2(rows)
+    return min(rows, triton.cdiv(L, BLOCK * segments) * BLOCK)
