@@ -1,0 +1,515 @@
+"""Every operator with every launch configuration against its float64 twin."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from evo_kernels import testing
+from evo_kernels.testing import OPERATORS, Case
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DTYPE = torch.float16 if INTERPRETED else torch.bfloat16
+LENGTHS = [
+    int(text)
+    for text in os.environ.get("EVO_TEST_LENGTHS", "1,7,127,128,129,1000,8192,131072").split(",")
+]
+SHORT = [length for length in LENGTHS if length <= 1000]
+MEDIUM = max(SHORT)
+WIDTH = 32 if INTERPRETED else 64
+NAMES = sorted(OPERATORS)
+GROUPED = ("hyena_mr", "hyena_se")
+
+
+def _cases(operator: str) -> Iterator[Case]:
+    for index, length in enumerate(LENGTHS):
+        batch = 1 if length > 8192 else 1 + index % 3
+        for prefix in (0, 150):
+            yield Case(operator, length, batch, WIDTH, 16, prefix, DTYPE)
+    if operator in GROUPED:
+        # Group sizes: one channel, odd (the released 1B), all channels.
+        for (width, group), length in itertools.product(
+            ((WIDTH, 1), (240, 15), (WIDTH, WIDTH)), (7, MEDIUM)
+        ):
+            yield Case(operator, length, 2, width, group, 150 if length == 7 else 0, DTYPE)
+    yield Case(operator, min(129, MEDIUM), 1, 16, 16, 0, DTYPE)
+    if not INTERPRETED:
+        yield Case(operator, 1000, 1, 4096, 16, 150, DTYPE)
+
+
+def _configured() -> Iterator[Any]:
+    for name in NAMES:
+        for device_class in testing.device_classes(name):
+            for case in _cases(name):
+                yield pytest.param(case, device_class, id=f"{device_class}-{case}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_has_kernels(name: str) -> None:
+    assert testing.device_classes(name), "no launch configuration is registered"
+
+
+@pytest.mark.parametrize(("case", "device_class"), _configured())
+def test_equals_the_float64_twin(
+    case: Case, device_class: str, device: torch.device, report: Callable[..., None]
+) -> None:
+    with testing.forced(device_class):
+        report(case, device_class, testing.check(case, device))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float16(name: str, device: torch.device) -> None:
+    """Products take bfloat16 operands, so float16 inputs give bfloat16 accuracy."""
+    case = Case(name, MEDIUM, 2, WIDTH, dtype=torch.float16)
+    inputs = testing.make_inputs(case, device)
+    found, weights = testing.run(case, inputs, "triton")
+    for key, wanted in testing.exact(case, inputs, weights).items():
+        error = (found[key].double() - wanted).norm() / wanted.norm().clamp(min=1e-30)
+        assert float(error) < testing.FLOAT32_BOUND, key
+
+
+def _tensors(case: Case, device: torch.device) -> dict[str, Tensor]:
+    inputs = testing.make_inputs(case, device)
+    return inputs | testing.state_in(case, inputs, "triton")
+
+
+def _case(name: str, length: int = 0, batch: int = 2) -> Case:
+    return Case(name, length or MEDIUM, batch, WIDTH, 16, 150, DTYPE)
+
+
+# --- The comparison notices mistakes ---------------------------------------------------------
+
+
+def _roll_taps(tensors: dict[str, Tensor]) -> None:
+    name = "h" if "h" in tensors else "taps" if "taps" in tensors else "featurizer"
+    tensors[name] = tensors[name].roll(1, dims=1)
+
+
+def _next_channel(tensors: dict[str, Tensor]) -> None:
+    name = "taps" if "taps" in tensors else "featurizer"
+    tensors[name] = tensors[name].roll(1, dims=0)
+
+
+def _swap_k_and_v(tensors: dict[str, Tensor]) -> None:
+    q, k, v = tensors["x"].chunk(3, dim=-1)
+    tensors["x"] = torch.cat([q, v, k], dim=-1)
+
+
+def _swap_q_and_k(tensors: dict[str, Tensor]) -> None:
+    q, k, v = tensors["x"].chunk(3, dim=-1)
+    tensors["x"] = torch.cat([k, q, v], dim=-1)
+
+
+def _drop_skip(tensors: dict[str, Tensor]) -> None:
+    tensors["skip"] = torch.zeros_like(tensors["skip"])
+
+
+def _drop_state(tensors: dict[str, Tensor]) -> None:
+    tensors["state.0"] = torch.zeros_like(tensors["state.0"])
+
+
+def _drop_second_state(tensors: dict[str, Tensor]) -> None:
+    tensors["state.1"] = torch.zeros_like(tensors["state.1"])
+
+
+def _next_group(tensors: dict[str, Tensor]) -> None:
+    tensors["h"] = tensors["h"].roll(1, dims=0)
+
+
+def _shift_poles(tensors: dict[str, Tensor]) -> None:
+    tensors["log_poles"] = tensors["log_poles"] * 1.01
+
+
+MUTATIONS = {
+    "short_conv": [_roll_taps, _next_channel, _drop_state],
+    "hyena_se": [
+        _roll_taps, _next_channel, _swap_k_and_v, _swap_q_and_k, _drop_state, _drop_second_state,
+        _next_group,
+    ],
+    "hyena_mr": [
+        _roll_taps, _next_channel, _swap_k_and_v, _swap_q_and_k, _drop_state, _drop_second_state,
+        _next_group, _drop_skip,
+    ],
+    "hyena_li": [
+        _roll_taps, _next_channel, _swap_k_and_v, _swap_q_and_k, _drop_state, _drop_second_state,
+        _shift_poles, _drop_skip,
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_comparison_notices(name: str, device: torch.device) -> None:
+    case = _case(name, min(129, MEDIUM))
+    tensors = _tensors(case, device)
+    found, weights = testing.run(case, tensors, "triton")
+    wanted = testing.exact(case, tensors, weights)
+    assert not testing.violations(testing.errors(case, found, wanted))
+
+    def noticed(tampered: dict[str, Tensor]) -> bool:
+        return bool(testing.violations(testing.errors(case, tampered, wanted)))
+
+    for mutate in MUTATIONS[name]:
+        mutated = dict(tensors)
+        mutate(mutated)
+        outputs, _ = testing.run(case, mutated, "triton", gradients=False)
+        assert noticed({"y": outputs["y"]}), mutate.__name__
+    for key, value in found.items():
+        assert noticed({key: torch.zeros_like(value)}), f"{key} zeroed"
+        assert noticed({key: value * 1.02}), f"{key} scaled"
+        if value.dtype == DTYPE:
+            one = value.clone()
+            one.view(-1)[one.abs().argmax()] *= 1.05
+            assert noticed({key: one}), f"one element of {key}"
+        nan = value.clone()
+        nan.view(-1)[-1] = torch.nan
+        assert noticed({key: nan}), f"a NaN in {key}"
+    late = found["y"].clone()
+    late[:, -1] = late[:, -2]
+    assert noticed({"y": late}), "the last row"
+
+
+# --- Memory -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _poisoned() -> Iterator[None]:
+    """Every uninitialised tensor starts as NaN."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        assert torch.empty(3).isnan().all()
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = before
+        torch.use_deterministic_algorithms(False)
+
+
+def _inside_nan(x: Tensor, pad: int) -> Tensor:
+    """The same values and strides order, inside a larger buffer that holds NaN elsewhere."""
+    if x.dim() == 3 and x.stride(1) == 1:
+        return _inside_nan(x.transpose(1, 2), pad).transpose(1, 2)
+    if x.dim() == 3 and x.shape[0] == 1:
+        buffer = x.new_full((1, x.shape[1] + 2 * pad, x.shape[2]), torch.nan)
+        buffer[:, pad : pad + x.shape[1]] = x
+        return buffer[:, pad : pad + x.shape[1]]
+    buffer = x.new_full((x.numel() + 2 * pad,), torch.nan)
+    buffer[pad : pad + x.numel()] = x.reshape(-1)
+    return buffer[pad : pad + x.numel()].view(x.shape)
+
+
+@pytest.mark.parametrize("pad", [16, 1])
+@pytest.mark.parametrize("length", [1, 7, MEDIUM])
+@pytest.mark.parametrize("name", NAMES)
+def test_reads_and_writes_what_it_should(
+    name: str, length: int, pad: int, device: torch.device
+) -> None:
+    """NaN around every input (aligned and not) and in every fresh tensor changes no bit."""
+    case = _case(name, length, batch=1)
+    tensors = _tensors(case, device)
+    expected, weights = testing.run(case, tensors, "triton")
+    padded = {key: _inside_nan(value, pad) for key, value in tensors.items()}
+    with _poisoned():
+        found, _ = testing.run(case, padded, "triton", weights)
+    for key, value in expected.items():
+        torch.testing.assert_close(
+            found[key], value, rtol=0, atol=0, msg=lambda m, k=key: f"{k}: {m}"
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_memory_layout(name: str, device: torch.device) -> None:
+    """Channel-first, channel-last and sliced inputs give the same bits."""
+    case = _case(name)
+    tensors = _tensors(case, device)
+    expected, weights = testing.run(case, tensors, "triton")
+    x = tensors["x"]
+    wide = torch.cat([x, x], dim=2)
+    layouts = {
+        "channel-last": x.contiguous(),
+        "channel-first": x.transpose(1, 2).contiguous().transpose(1, 2),
+        "slice of channels": wide[..., : x.shape[2]],
+        "slice of positions": torch.cat([x, x], dim=1)[:, : x.shape[1]],
+    }
+    for layout, value in layouts.items():
+        found, _ = testing.run(case, tensors | {"x": value}, "triton", weights)
+        for key in expected:
+            assert torch.equal(found[key], expected[key]), f"{layout}: {key}"
+
+
+@pytest.mark.skipif(INTERPRETED, reason="takes 40 GB")
+def test_more_elements_than_int32_counts(device: torch.device) -> None:
+    """Rows of a tensor beyond 2^31 elements, forward and backward, against slices around them."""
+    D, context = 4096, 1024
+    for name in NAMES:
+        blocks = OPERATORS[name].blocks
+        L = 2**19 + 80
+        case = Case(name, L, 1, D, 16, 0, DTYPE)
+        tensors = testing.make_inputs(Case(name, 1, 1, D, 16, 0, DTYPE), device)
+        if "log_poles" in tensors:  # what lies `context` positions back must not matter
+            tensors["log_poles"] = tensors["log_poles"].clamp(max=-0.05)
+        shape = (1, blocks * D, L) if name == "hyena_li" else (1, L, blocks * D)
+        x = torch.randn(shape, device=device, dtype=DTYPE)
+        tensors["x"] = x.transpose(1, 2) if name == "hyena_li" else x
+        weight = torch.randn(1, L, D, device=device, dtype=DTYPE)
+        leaf = tensors["x"].detach().requires_grad_()
+        y, _ = testing.call(case, tensors | {"x": leaf}, "triton")
+        (gradient,) = torch.autograd.grad(y, leaf, weight)
+        y = y.detach()
+
+        # Whole groups of channels at both ends, in each of the blocks.
+        channels = torch.cat([torch.arange(32), torch.arange(D - 32, D)]).to(device)
+        columns = torch.cat([channels + block * D for block in range(blocks)])
+        groups = channels[::16] // 16
+        row_of_2_31 = 2**31 // (blocks * D)
+        for start in (0, row_of_2_31 - 64, 2**31 // D - 64, L - 200):
+            stop = min(start + 200, L)
+            low, high = max(start - context, 0), min(stop + context, L)
+            small = Case(name, high - low, 1, len(channels), 16, 0, DTYPE)
+            sliced = {
+                "x": tensors["x"][:, low:high, columns],
+                **{
+                    key: value[groups]
+                    if key == "h"
+                    else value[columns if key in ("featurizer", "taps") else channels]
+                    for key, value in tensors.items()
+                    if key != "x"
+                },
+            }
+            leaf64 = sliced["x"].double().requires_grad_()
+            exact, _ = testing.call(
+                small, {k: v.double() for k, v in sliced.items()} | {"x": leaf64}, "reference"
+            )
+            (exact_gradient,) = torch.autograd.grad(
+                exact, leaf64, weight[:, low:high, channels].double()
+            )
+            inside = slice(start - low, stop - low)
+            measured = testing.errors(
+                small,
+                {"y": y[:, start:stop, channels], "grad.x": gradient[:, start:stop, columns]},
+                {"y": exact[:, inside].detach(), "grad.x": exact_gradient[:, inside]},
+            )
+            assert not testing.violations(measured), (name, start, testing.violations(measured))
+        del x, tensors, weight, leaf, y, gradient
+        torch.cuda.empty_cache()
+
+
+# --- Splits, batches, repetition --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", range(3))
+def test_any_split(name: str, seed: int, device: torch.device) -> None:
+    """Chunk after chunk is as near to the exact result as one pass: forward and every gradient."""
+    case = _case(name)
+    inputs = {k: v for k, v in testing.make_inputs(case, device).items() if k != "prefix"}
+    _, weights = testing.run(case, inputs, "triton")
+    wanted = testing.exact(case, inputs, weights)
+    cuts = sorted(random.Random(seed).sample(range(1, case.length), 4 if case.length > 8 else 2))
+    if seed == 0:
+        cuts = sorted({1, 2, 17, *cuts} & set(range(1, case.length)))
+    leaves = {key: value.clone().requires_grad_() for key, value in inputs.items()}
+    state: dict[str, Tensor] = {}
+    parts = []
+    for start, stop in itertools.pairwise([0, *cuts, case.length]):
+        part, end = testing.call(case, leaves | {"x": leaves["x"][:, start:stop]} | state, "triton")
+        ends = (end,) if isinstance(end, Tensor) else tuple(end)
+        state = {f"state.{i}": tensor for i, tensor in enumerate(ends)}
+        parts.append(part)
+    outputs = {"y": torch.cat(parts, dim=1), **{f"end.{i}": t for i, t in enumerate(ends)}}
+    grads = torch.autograd.grad(
+        list(outputs.values()), list(leaves.values()), [weights[key] for key in outputs]
+    )
+    found = {key: value.detach() for key, value in outputs.items()}
+    found |= {f"grad.{key}": value for key, value in zip(leaves, grads, strict=True)}
+    assert not testing.violations(testing.errors(case, found, wanted))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("length", [7, MEDIUM])
+def test_twice_the_same_bits(name: str, length: int, device: torch.device) -> None:
+    case = _case(name, length)
+    tensors = _tensors(case, device)
+    first, weights = testing.run(case, tensors, "triton")
+    second, _ = testing.run(case, tensors, "triton", weights)
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("length", [7, MEDIUM])
+def test_rows_do_not_depend_on_each_other(name: str, length: int, device: torch.device) -> None:
+    case = _case(name, length, batch=3)
+    tensors = _tensors(case, device)
+    together, weights = testing.run(case, tensors, "triton")
+    per_row = ["x", *(key for key in tensors if key.startswith("state."))]
+    for row in range(case.batch):
+        own = tensors | {key: tensors[key][row : row + 1] for key in per_row}
+        alone, _ = testing.run(
+            case, own, "triton", {key: value[row : row + 1] for key, value in weights.items()}
+        )
+        for key in ("y", "end.0", "end.1", "grad.x", "grad.state.0", "grad.state.1"):
+            if key in alone:
+                assert torch.equal(alone[key], together[key][row : row + 1]), f"{key} of row {row}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_that_nobody_wants_are_not_computed(name: str, device: torch.device) -> None:
+    """Frozen parameters change nothing in the gradients of the inputs."""
+    case = _case(name)
+    tensors = _tensors(case, device)
+    expected, weights = testing.run(case, tensors, "triton")
+    leaf = tensors["x"].detach().requires_grad_()
+    y, end = testing.call(case, tensors | {"x": leaf}, "triton")
+    ends = (end,) if isinstance(end, Tensor) else tuple(end)
+    wanted = {"y": y, **{f"end.{i}": tensor for i, tensor in enumerate(ends)}}
+    wanted = {key: value for key, value in wanted.items() if value.requires_grad}
+    (gradient,) = torch.autograd.grad(list(wanted.values()), leaf, [weights[key] for key in wanted])
+    assert torch.equal(gradient, expected["grad.x"])
+
+
+# --- PyTorch ----------------------------------------------------------------------------------
+
+
+class _Recorder(TorchDispatchMode):
+    """Remembers every call of our custom operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func.namespace == "evo_kernels":
+            self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def names(self) -> list[str]:
+        return [func.__name__.split(".")[0] for func, _, _ in self.calls]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name: str, device: torch.device) -> None:
+    for prefix in (0, 150):
+        case = Case(name, min(129, MEDIUM), 1, WIDTH, 16, prefix, DTYPE)
+        tensors = _tensors(case, device)
+        with _Recorder() as recorder:
+            testing.run(case, tensors, "triton")
+        assert recorder.calls, "no custom operator was called"
+        for func, args, kwargs in recorder.calls:
+            backward = "backward" in func.__name__
+            copies = [
+                value.detach().clone().requires_grad_(value.is_floating_point() and not backward)
+                if isinstance(value, Tensor)
+                else value
+                for value in args
+            ]
+            torch.library.opcheck(func, tuple(copies), kwargs)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter reads tensors while compiling")
+def test_compiles_without_a_graph_break(device: torch.device) -> None:
+    """All operators in one graph, forward and backward."""
+    cases = [_case(name) for name in NAMES]
+    everything = [_tensors(case, device) for case in cases]
+
+    def loss(xs: list[Tensor]) -> Tensor:
+        total = torch.zeros((), device=device)
+        for case, tensors, x in zip(cases, everything, xs, strict=True):
+            y, _ = testing.call(case, tensors | {"x": x}, "triton")
+            total = total + y.float().square().mean()
+        return total
+
+    def gradients(function: Callable[[list[Tensor]], Tensor]) -> list[Tensor]:
+        xs = [tensors["x"].detach().requires_grad_() for tensors in everything]
+        return list(torch.autograd.grad(function(xs), xs))
+
+    expected = gradients(loss)
+    found = gradients(torch.compile(loss, fullgraph=True))
+    for name, mine, theirs in zip(NAMES, found, expected, strict=True):
+        # Only the pointwise loss around the operators is compiled.
+        error = (mine.double() - theirs.double()).norm() / theirs.double().norm()
+        assert float(error) < 1e-2, name
+
+
+@pytest.mark.skipif(INTERPRETED, reason="CUDA graphs")
+@pytest.mark.parametrize("name", NAMES)
+def test_cuda_graph(name: str, device: torch.device) -> None:
+    case = _case(name)
+    tensors = _tensors(case, device)
+    expected, weights = testing.run(case, tensors, "triton")
+    static = {key: torch.empty_like(value) for key, value in tensors.items()}
+    for key, value in static.items():
+        value.copy_(tensors[key]) if key in OPERATORS[name].parameters else value.zero_()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        testing.run(case, static, "triton", weights)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found, _ = testing.run(case, static, "triton", weights)
+    for key, value in static.items():
+        value.copy_(tensors[key])
+    graph.replay()
+    torch.cuda.synchronize()
+    for key, value in expected.items():
+        assert torch.equal(found[key], value), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_selective_checkpointing_by_name(name: str, device: torch.device) -> None:
+    """A policy that saves our operator's output runs it once; one that does not runs it twice."""
+    from torch.utils.checkpoint import (
+        CheckpointPolicy,
+        checkpoint,
+        create_selective_checkpoint_contexts,
+    )
+
+    case = _case(name)
+    tensors = _tensors(case, device)
+
+    def gradient(keep: bool | None) -> tuple[Tensor, list[str]]:
+        def policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+            ours = getattr(op, "namespace", "") == "evo_kernels"
+            return (
+                CheckpointPolicy.MUST_SAVE if ours and keep else CheckpointPolicy.PREFER_RECOMPUTE
+            )
+
+        def function(x: Tensor) -> Tensor:
+            y, _ = testing.call(case, tensors | {"x": x.sin()}, "triton")
+            return y.float().square()
+
+        x = tensors["x"].detach().requires_grad_()
+        with _Recorder() as recorder:
+            if keep is None:
+                y = function(x)
+            else:
+                y = checkpoint(
+                    function,
+                    x,
+                    use_reentrant=False,
+                    context_fn=lambda: create_selective_checkpoint_contexts(policy),
+                )
+            (found,) = torch.autograd.grad(y.sum(), x)
+        return found, recorder.names
+
+    plain, names = gradient(None)
+    forwards = [n for n in names if "backward" not in n]
+    saved, names_saved = gradient(True)
+    again, names_again = gradient(False)
+    assert torch.equal(saved, plain)
+    assert torch.equal(again, plain)
+    assert [n for n in names_saved if "backward" not in n] == forwards
+    assert [n for n in names_again if "backward" not in n] == forwards * 2
