@@ -45,6 +45,25 @@ def interleave(phases, U: tl.constexpr, I: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
+def doubled(phases, U: tl.constexpr, I: tl.constexpr, N: tl.constexpr, UPCAST: tl.constexpr):
+    """Join U phases into `[2 U * I, N]` with every row twice: the right operand for `toeplitz`."""
+    if U == 2:
+        x = tl.join(phases[0], phases[1])
+    elif U == 4:
+        x = tl.join(tl.join(phases[0], phases[2]), tl.join(phases[1], phases[3]))
+    else:
+        x = tl.join(
+            tl.join(tl.join(phases[0], phases[4]), tl.join(phases[2], phases[6])),
+            tl.join(tl.join(phases[1], phases[5]), tl.join(phases[3], phases[7])),
+        )
+    x = tl.join(x, x)
+    x = tl.reshape(tl.permute(tl.reshape(x, (I, N, 2 * U)), (0, 2, 1)), (2 * U * I, N))
+    if UPCAST:
+        x = x.to(tl.float32)
+    return x
+
+
+@triton.jit
 def deinterleave(x, U: tl.constexpr, I: tl.constexpr, N: tl.constexpr):
     """Take a tile `[U * I, N]` apart into its U phases: the inverse of `interleave`."""
     x = tl.permute(tl.reshape(x, (I, U, N)), (0, 2, 1))
@@ -68,16 +87,32 @@ def deinterleave(x, U: tl.constexpr, I: tl.constexpr, N: tl.constexpr):
 
 
 @triton.jit
-def toeplitz(h, b: tl.constexpr, K: tl.constexpr, BT: tl.constexpr, UPCAST: tl.constexpr):
-    """Block A_b of the filter as two bfloat16 tiles `[BT, BT]`, value and remainder."""
-    lag = b * BT + tl.arange(0, BT)[:, None] - tl.arange(0, BT)[None, :]
-    taps = tl.load(h + lag, mask=(lag >= 0) & (lag < K), other=0.0).to(tl.float32)
-    high = taps.to(tl.bfloat16)
-    low = (taps - high.to(tl.float32)).to(tl.bfloat16)
+def toeplitz_kernel(h, blocks, K: tl.constexpr, TRANSPOSE: tl.constexpr):
+    """Write block A_b of a filter, or its transpose, as bfloat16 pairs `[64, 128]`.
+
+    Even columns hold the rounded taps and odd ones what rounding left over: one dot with a tile whose
+    rows are doubled multiplies by both. Grid: (groups, 3).
+    """
+    BT: tl.constexpr = 64
+    i = tl.arange(0, BT)[:, None]
+    j = tl.arange(0, 2 * BT)[None, :]
+    lag = tl.program_id(1) * BT + (j // 2 - i if TRANSPOSE else i - j // 2)
+    inside = (lag >= 0) & (lag < K)
+    taps = tl.load(h + tl.program_id(0) * K + lag, mask=inside, other=0.0).to(tl.float32)
+    high = taps.to(tl.bfloat16).to(tl.float32)
+    pair = tl.where(j % 2 == 0, high, taps - high)
+    to = blocks + (tl.program_id(0) * 3 + tl.program_id(1)).to(tl.int64) * (2 * BT * BT)
+    tl.store(to + i * (2 * BT) + j, pair.to(blocks.dtype.element_ty))
+
+
+@triton.jit
+def load_toeplitz(blocks, b: tl.constexpr, UPCAST: tl.constexpr):
+    """Block b of one group as `toeplitz_kernel` wrote it."""
+    at = b * 8192 + tl.arange(0, 64)[:, None] * 128 + tl.arange(0, 128)[None, :]
+    x = tl.load(blocks + at)
     if UPCAST:
-        return high.to(tl.float32), low.to(tl.float32)
-    else:
-        return high, low
+        x = x.to(tl.float32)
+    return x
 
 
 @triton.jit
@@ -134,7 +169,7 @@ def gated_before(gated, row, ok, D: tl.constexpr, K: tl.constexpr):
 def hyena_mr_forward_kernel(
     qkv,
     featurizer,
-    h,
+    blocks,
     skip,
     y,
     tail,
@@ -178,9 +213,10 @@ def hyena_mr_forward_kernel(
     wk = fir_taps(featurizer, c + D, okc)
     wv = fir_taps(featurizer, c + 2 * D, okc)
     skips = tl.load(skip + c, mask=okc, other=0.0).to(tl.float32)[None, :]
-    h0, l0 = toeplitz(h + group * K, 0, K, BT, UPCAST)
-    h1, l1 = toeplitz(h + group * K, 1, K, BT, UPCAST)
-    h2, l2 = toeplitz(h + group * K, 2, K, BT, UPCAST)
+    blocks += group.to(tl.int64) * (3 * 2 * BT * BT)
+    a0 = load_toeplitz(blocks, 0, UPCAST)
+    a1 = load_toeplitz(blocks, 1, UPCAST)
+    a2 = load_toeplitz(blocks, 2, UPCAST)
 
     next1 = tl.zeros((BT, N), tl.float32)
     next2 = tl.zeros((BT, N), tl.float32)
@@ -196,11 +232,9 @@ def hyena_mr_forward_kernel(
             if HAS_STATE:
                 z += gated_before(pgated, r + u, ok, D, K)
             zs = zs + (z.to(tl.bfloat16),)
-        zb = interleave(zs, U, I, N)
-        if UPCAST:
-            zb = zb.to(tl.float32)
-        next1 = tl.dot(l1, zb, acc=tl.dot(h1, zb, acc=next2))
-        next2 = tl.dot(l2, zb, acc=tl.dot(h2, zb))
+        zb = doubled(zs, U, I, N, UPCAST)
+        next1 = tl.dot(a1, zb, acc=next2)
+        next2 = tl.dot(a2, zb)
 
     p = pq
     po = py
@@ -219,18 +253,24 @@ def hyena_mr_forward_kernel(
                 kept = (r + u < L) & (r + u > L - K) & ok
                 pn = new_gated + b * (K - 1) * D + (r + u - (L - K + 1)) * D + c[None, :]
                 tl.store(pn, z.to(tl.bfloat16).to(tl.float32), mask=kept)
-        zb = interleave(zs16, U, I, N)
-        if UPCAST:
-            zb = zb.to(tl.float32)
-        s = tl.dot(l0, zb, acc=tl.dot(h0, zb, acc=next1))
-        next1 = tl.dot(l1, zb, acc=tl.dot(h1, zb, acc=next2))
-        next2 = tl.dot(l2, zb, acc=tl.dot(h2, zb))
+        zb = doubled(zs16, U, I, N, UPCAST)
+        s = tl.dot(a0, zb, acc=next1)
+        next1 = tl.dot(a1, zb, acc=next2)
+        next2 = tl.dot(a2, zb)
         sums = deinterleave(s, U, I, N)
         for u in tl.static_range(U):
             out = fir3(q, wq, u) * (sums[u] + skips * zs[u])
             tl.store(po + u * D, out.to(y.dtype.element_ty), mask=(r + u < L) & ok)
         p += BT * 3 * D
         po += BT * D
+
+
+def toeplitz_blocks(h: Tensor, transpose: bool = False) -> Tensor:
+    """The three blocks of every filter, `[G, 3, 64, 128]` in bfloat16 pairs."""
+    G, K = h.shape
+    blocks = torch.empty(G, 3, BLOCK, 2 * BLOCK, dtype=torch.bfloat16, device=h.device)
+    toeplitz_kernel[(G, 3)](h, blocks, K=K, TRANSPOSE=transpose)
+    return blocks
 
 
 def launch_forward(
@@ -262,7 +302,7 @@ def launch_forward(
     hyena_mr_forward_kernel[grid](
         qkv,
         featurizer,
-        h,
+        toeplitz_blocks(h),
         skip,
         y,
         qkv if tail is None else tail,
