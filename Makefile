@@ -16,7 +16,7 @@ TORCH := $(shell sed -n 's/^torch/torch/p' $(CONSTRAINTS))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint types layers format wheel clean
+.PHONY: demo test test-gpu test-slow lint types layers format wheel clean
 
 demo: $(INSTALLED)
 	$(BIN)/evo-toolkit demo --output demo-output --force
@@ -30,6 +30,11 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 
 test: lint types layers
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_FLAGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels -k triton -m "not slow and not gpu"
+
+# Every kernel with every launch configuration; the table at the end belongs in docs/benchmarks.md.
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest tests/gpu -n 8 --dist worksteal -p no:cacheprovider
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_FLAGS)

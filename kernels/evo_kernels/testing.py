@@ -10,7 +10,7 @@ share this module; a benchmark refuses to time what fails here.
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import pkgutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import evo_kernels
 from evo_kernels import (
     LIState,
     MRState,
@@ -250,15 +251,26 @@ def _over(error: float, scale: float) -> float:
     return error / scale if scale else (0.0 if error == 0 else float("inf"))
 
 
+def error(found: Tensor, wanted: Tensor, bounds: tuple[float, float], *, rounding: bool) -> Error:
+    """Compare one tensor with the exact one, relative to its rounding or to its value."""
+    if found.shape != wanted.shape:
+        raise AssertionError(f"shape {tuple(found.shape)} instead of {tuple(wanted.shape)}")
+    difference = found.double() - wanted
+    scale = wanted.to(found.dtype).double() - wanted if rounding else wanted
+    return Error(
+        _over(float(difference.norm()), float(scale.norm())),
+        _over(float(difference.abs().max()), float(scale.abs().max())),
+        *bounds,
+        "rounding" if rounding else "value",
+    )
+
+
 def errors(
     case: Case, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> dict[str, Error]:
     """Compare every output and gradient with the exact one."""
     result = {}
     for name, value in found.items():
-        target = wanted[name]
-        if value.shape != target.shape:
-            raise AssertionError(f"{case}: {name} has shape {tuple(value.shape)}")
         rounded = value.dtype == case.dtype
         if rounded and name.startswith("grad."):
             # A handful of elements, each summed from several rounded terms, decides the largest.
@@ -269,14 +281,7 @@ def errors(
             bounds = FLOAT32_BOUND, float("inf")
         else:
             bounds = OPERATORS[case.operator].state_bound, float("inf")
-        difference = value.double() - target
-        scale = target.to(value.dtype).double() - target if rounded else target
-        result[name] = Error(
-            _over(float(difference.norm()), float(scale.norm())),
-            _over(float(difference.abs().max()), float(scale.abs().max())),
-            *bounds,
-            "rounding" if rounded else "value",
-        )
+        result[name] = error(value, wanted[name], bounds, rounding=rounded)
     return result
 
 
@@ -320,9 +325,9 @@ def assert_signal(case: Case, wanted: Mapping[str, Tensor]) -> None:
 
 def load_configurations() -> dict[str, dict[str, KernelConfig]]:
     """The whole launch table, after importing every operator's configurations."""
-    for name in OPERATORS:
-        if importlib.util.find_spec(f"evo_kernels.{name}.configs") is not None:
-            importlib.import_module(f"evo_kernels.{name}.configs")
+    for module in pkgutil.walk_packages(evo_kernels.__path__, "evo_kernels."):
+        if module.name.endswith("configs"):
+            importlib.import_module(module.name)
     return registered()
 
 
