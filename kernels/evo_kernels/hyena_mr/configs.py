@@ -11,3 +11,19 @@ register(
         "default": KernelConfig({"N": 32, "U": 4}, num_warps=4),
     },
 )
+
+register(
+    "hyena_mr_backward_query",
+    {
+        "sm_90": KernelConfig({"N": 32, "U": 4}, num_warps=4),
+        "default": KernelConfig({"N": 32, "U": 4}, num_warps=4),
+    },
+)
+
+register(
+    "hyena_mr_backward_key_value",
+    {
+        "sm_90": KernelConfig({"N": 32, "U": 4}, num_warps=4),
+        "default": KernelConfig({"N": 32, "U": 4}, num_warps=4),
+    },
+)
