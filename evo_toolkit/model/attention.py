@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evo_kernels import attention_two_segment
+from evo_kernels.rotary import rotary
 from evo_toolkit.model.config import StripedHyena2Config
 from evo_toolkit.model.precision import PrecisionPolicy
-from evo_toolkit.model.rotary import rotary_frequencies, rotate
+from evo_toolkit.model.rotary import rotary_frequencies, rotary_table
 from evo_toolkit.model.state import AttentionState
 
 # Queries per call when a chunk continues a sequence: bounds the mask at [block, keys].
@@ -97,8 +98,11 @@ class Attention(nn.Module):
         prefix = 0 if state is None or state.prefix_k is None else state.prefix_k.shape[1]
         start = prefix + filled
         positions = torch.arange(start, start + L, device=qkv.device)
-        q = rotate(q, positions, self.inv_freq, self.interpolation, self.policy.rounding)
-        k = rotate(k, positions, self.inv_freq, self.interpolation, self.policy.rounding)
+        cos, sin = rotary_table(
+            positions, self.inv_freq, self.interpolation, self.policy.rounding,
+            torch.promote_types(q.dtype, torch.float32),
+        )  # fmt: skip
+        q, k = rotary(q, k, cos, sin, backend=self.policy.backend)
         if state is None:
             new_state = self._first_state(k, v) if return_state else None
             y = self._attend(q, k, v, cached=return_state)

@@ -36,8 +36,14 @@ class Block(nn.Module):
         self.out_projection.round_before_bias = (
             policy.rounding is not None and config.pattern[index] != "*"
         )
+        if config.pattern[index] == "H" and policy.rounding is None:
+            # Hyena-LI scans along positions: both projections speak its layout.
+            self.projections.channel_first = policy.backend != "reference"
+            self.out_projection.takes_channel_first = policy.backend != "reference"
         self.post_norm = RMSNorm(D, config.norm_eps, policy)
-        self.mlp = GatedMLP(D, config.mlp_width, gelu=index in config.gelu_layers)
+        self.mlp = GatedMLP(
+            D, config.mlp_width, gelu=index in config.gelu_layers, backend=policy.backend
+        )
 
     def forward(
         self, x: Tensor, state: MixerState | None = None, *, return_state: bool = False
@@ -46,5 +52,5 @@ class Block(nn.Module):
         mixed, new_state = self.mixer(
             self.projections(self.pre_norm(x)), state, return_state=return_state
         )
-        x = self.out_projection(mixed) + x
-        return self.mlp(self.post_norm(x)) + x, new_state
+        x, normalised = self.post_norm.after_adding(x, self.out_projection(mixed))
+        return self.mlp(normalised) + x, new_state

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evo_kernels.backend import Backend
+from evo_kernels.gated_product import gated_product
 from evo_toolkit.model.projection import Projection
 
 
@@ -15,16 +16,15 @@ class GatedMLP(nn.Module):
     later MLP bilinear, and the weights depend on it.
     """
 
-    def __init__(self, width: int, inner: int, *, gelu: bool) -> None:
+    def __init__(self, width: int, inner: int, *, gelu: bool, backend: Backend = "auto") -> None:
         super().__init__()
         self.gelu = gelu
+        self.backend: Backend = backend
         self.l1 = Projection(width, inner, bias=False)
         self.l2 = Projection(width, inner, bias=False)
         self.l3 = Projection(inner, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, L, D]` to `[B, L, D]`."""
-        gate = self.l1(x)
-        if self.gelu:
-            gate = F.gelu(gate)
-        return self.l3(gate * self.l2(x))
+        gated = gated_product(self.l1(x), self.l2(x), gelu=self.gelu, backend=self.backend)
+        return self.l3(gated)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from evo_kernels.rms_norm import add_rms_norm, rms_norm
+from evo_toolkit.model.plain import is_plain
 from evo_toolkit.model.precision import PrecisionPolicy
 
 
@@ -28,9 +30,11 @@ class RMSNorm(nn.Module):
             norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
             rms = norm.to(rounding) * (x.shape[-1] ** -0.5)
             return self.scale.to(rounding) * (x.to(rounding) / (rms + self.eps))
-        acc = torch.promote_types(x.dtype, torch.float32)
-        wide = x.to(acc)
-        # The root's slope at 0 is infinite; a row of zeros stays zero and gets a finite gradient.
-        mean_square = wide.square().mean(-1, keepdim=True)
-        rms = mean_square.clamp(min=torch.finfo(acc).tiny).sqrt()
-        return (self.scale.to(acc) * (wide / (rms + self.eps))).to(x.dtype)
+        return rms_norm(x, self.scale, self.eps, backend=self.policy.backend)
+
+    def after_adding(self, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `x + added` and that sum normalised, in one pass where a kernel can."""
+        if self.policy.rounding is not None or not is_plain(self, RMSNorm):
+            total = added + x
+            return total, self(total)
+        return add_rms_norm(x, added, self.scale, self.eps, backend=self.policy.backend)

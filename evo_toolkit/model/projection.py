@@ -1,9 +1,16 @@
-"""A linear layer that computes in the dtype of its input."""
+"""A linear layer that computes in the dtype of its input, in either memory layout."""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# Rows of a channel-first tensor start at multiples of so many positions: products of other lengths
+# are several times slower, and vector loads need it.
+_ROW_MULTIPLE = 8
+# Shorter chunks stay channel-last: the copy that a channel-first operator makes of them is small.
+_CHANNEL_FIRST_POSITIONS = 64
 
 
 class Projection(nn.Linear):
@@ -12,15 +19,62 @@ class Projection(nn.Linear):
     Attributes:
         round_before_bias: Round the product before the bias is added, as the released
             implementation does after its Hyena layers.
+        channel_first: On a GPU, lay the result of `[B, L, in]` out with positions innermost in
+            memory (`stride(1) == 1`), as Hyena-LI reads it; its shape stays `[B, L, out]`.
+        takes_channel_first: On a GPU, multiply inputs in that layout without a copy.
     """
 
     round_before_bias: bool = False
+    channel_first: bool = False
+    takes_channel_first: bool = False
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]` in the dtype of `x`."""
         weight = self.weight.to(x.dtype)
-        if self.bias is None:
-            return F.linear(x, weight)
-        if self.round_before_bias:
-            return F.linear(x, weight) + self.bias.to(x.dtype)
-        return F.linear(x, weight, self.bias.to(x.dtype))
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if x.is_cuda and x.dim() == 3 and x.shape[1] >= _CHANNEL_FIRST_POSITIONS:
+            if self.channel_first and bias is None:
+                return _to_channel_first(x, weight)
+            if self.takes_channel_first and x.stride(1) == 1:
+                return _from_channel_first(x, weight, bias)
+        if bias is not None and self.round_before_bias:
+            return F.linear(x, weight) + bias
+        return F.linear(x, weight, bias)
+
+
+def _to_channel_first(x: Tensor, weight: Tensor) -> Tensor:
+    """`F.linear(x, weight)` as `[B, L, out]` with `stride(1) == 1` and padded rows."""
+    L = x.shape[1]
+    if L % _ROW_MULTIPLE:
+        x = F.pad(x, (0, 0, 0, -L % _ROW_MULTIPLE))
+    # Not matmul, which copies to channel-last for a weight that requires a gradient.
+    y = torch.bmm(weight.expand(x.shape[0], -1, -1), x.transpose(1, 2))
+    return y[:, :, :L].transpose(1, 2)
+
+
+def _from_channel_first(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`F.linear(x, weight, bias)` of `[B, L, in]` with `stride(1) == 1`, without a copy of `x`."""
+    L = x.shape[1]
+    whole = _with_spare_positions(x)
+    if whole is None:
+        return F.linear(x.contiguous(), weight, bias)
+    rows = [F.linear(row, weight, bias) for row in whole]
+    y = rows[0][None] if len(rows) == 1 else torch.stack(rows)
+    return y[:, :L]
+
+
+def _with_spare_positions(x: Tensor) -> Tensor | None:
+    """`x` with its rows' unused ends as further positions, or None where it has none such.
+
+    Nothing is known of the values there; a product keeps them in their own positions.
+    """
+    B, L, C = x.shape
+    spare = -L % _ROW_MULTIPLE
+    if x.stride(2) % _ROW_MULTIPLE or x.stride(2) < L + spare:
+        return None
+    if not spare:
+        return x
+    end = x.storage_offset() + (B - 1) * x.stride(0) + (C - 1) * x.stride(2) + L + spare
+    if x.requires_grad or end * x.element_size() > x.untyped_storage().nbytes():
+        return None
+    return x.as_strided((B, L + spare, C), x.stride())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from evo_kernels.rotary import rotate_pairs
+
 
 def rotary_frequencies(head_width: int, base: float, *, through_bf16: bool) -> Tensor:
     """Inverse frequencies `base ** (-2i / head_width)`, `[head_width / 2]`, float32.
@@ -18,6 +20,31 @@ def rotary_frequencies(head_width: int, base: float, *, through_bf16: bool) -> T
     return frequencies.to(torch.bfloat16).to(torch.float32) if through_bf16 else frequencies
 
 
+def rotary_table(
+    positions: Tensor,
+    frequencies: Tensor,
+    interpolation: float,
+    rounding: torch.dtype | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of `position / interpolation * frequency_i`.
+
+    Args:
+        positions: `[L]`, 0 for the first base of the sequence.
+        frequencies: `[E / 2]`.
+        rounding: Round both to this dtype, as the released implementation does.
+        dtype: Of the result.
+
+    Returns:
+        Two `[L, E / 2]`.
+    """
+    angles = (positions.to(dtype) / interpolation)[:, None] * frequencies.to(dtype)
+    cos, sin = angles.cos(), angles.sin()
+    if rounding is not None:
+        cos, sin = cos.to(rounding).to(dtype), sin.to(rounding).to(dtype)
+    return cos, sin
+
+
 def rotate(
     x: Tensor,
     positions: Tensor,
@@ -29,17 +56,10 @@ def rotate(
 
     Args:
         x: `[B, L, H, E]`.
-        positions: `[L]`, 0 for the first base of the sequence.
-        frequencies: `[E / 2]`.
-        rounding: Round cosine and sine to this dtype, as the released implementation does.
+        positions, frequencies, interpolation, rounding: As in `rotary_table`.
 
     Returns:
         `[B, L, H, E]` in the dtype of `x`; computed in float32 (float64 for float64).
     """
-    acc = torch.promote_types(x.dtype, torch.float32)
-    angles = (positions.to(acc) / interpolation)[:, None] * frequencies.to(acc)
-    cos, sin = angles.cos()[:, None, :], angles.sin()[:, None, :]
-    if rounding is not None:
-        cos, sin = cos.to(rounding).to(acc), sin.to(rounding).to(acc)
-    first, second = x.to(acc).chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return rotate_pairs(x, *rotary_table(positions, frequencies, interpolation, rounding, dtype))

@@ -8,10 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from evo_kernels.backend import resolve
+from evo_kernels.token_log_probs import token_log_probs, why_unfused
 from evo_toolkit.model.block import Block
 from evo_toolkit.model.config import StripedHyena2Config
 from evo_toolkit.model.init import initialise
 from evo_toolkit.model.norm import RMSNorm
+from evo_toolkit.model.plain import is_plain
 from evo_toolkit.model.precision import (
     PrecisionPolicy,
     float32_products,
@@ -116,12 +119,24 @@ class StripedHyena2(nn.Module):
 
         Float32 except under a rounding policy, where logits are rounded as in the released code.
         """
-        weight = self.embedding.weight if self.config.tie_embeddings else self.unembedding.weight
+        weight = self._head_weight()
         if self.policy.rounding is None:
             hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         with float32_products(True), products_as_released(self.policy, hidden.device):
             y = self.norm(hidden)
             return F.linear(y, weight.to(y.dtype))
+
+    def _head_weight(self) -> Tensor:
+        return self.embedding.weight if self.config.tie_embeddings else self.unembedding.weight
+
+    def _fuses_head(self, hidden: Tensor) -> bool:
+        """Whether log-probabilities come from one operator instead of the head's logits."""
+        if not is_plain(self.norm, RMSNorm):
+            return False
+        if why_unfused(hidden, self.norm.scale, self._head_weight()):
+            return False
+        backend, rounding = self.policy.backend, self.policy.rounding
+        return resolve("token_log_probs", backend, hidden, rounding=rounding) == "triton"
 
     @overload
     def forward(self, input_ids: Tensor, state: ModelState | None = ...) -> Tensor: ...
@@ -168,6 +183,12 @@ class StripedHyena2(nn.Module):
 
     def gather_log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Log-probability of `targets[t]` from `hidden[t]`: `[B, L, D]`, `[B, L]` to `[B, L]`, nats."""
+        if self._fuses_head(hidden):
+            rows = token_log_probs(
+                hidden.flatten(0, 1), self.norm.scale, self.norm.eps, self._head_weight(),
+                targets.flatten(), backend="triton",
+            )  # fmt: skip
+            return rows.view(targets.shape)
         slices = []
         for start in range(0, hidden.shape[1], _HEAD_SLICE):
             logits = self.head(hidden[:, start : start + _HEAD_SLICE])

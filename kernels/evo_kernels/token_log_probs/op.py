@@ -25,6 +25,15 @@ def _(hidden: Tensor, scale: Tensor, eps: float, weight: Tensor, targets: Tensor
     return hidden.new_empty(hidden.shape[0], dtype=torch.float32)
 
 
+def why_unfused(hidden: Tensor, scale: Tensor, weight: Tensor) -> str:
+    """Why the kernel cannot run on these tensors wherever it could otherwise, or ""."""
+    if hidden.dtype != torch.bfloat16 and hidden.device.type == "cuda":
+        return "its products take bfloat16 rows"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, scale, weight)):
+        return "gradients take the reference"
+    return ""
+
+
 def token_log_probs(
     hidden: Tensor,
     scale: Tensor,
@@ -61,11 +70,7 @@ def token_log_probs(
     check_shape("scale", scale, (D,))
     check_shape("weight", weight, (None, D))
     check_shape("targets", targets, (R,))
-    unsupported = ""
-    if hidden.dtype != torch.bfloat16 and hidden.device.type == "cuda":
-        unsupported = "its products take bfloat16 rows"
-    elif torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, scale, weight)):
-        unsupported = "gradients take the reference"
+    unsupported = why_unfused(hidden, scale, weight)
     if resolve("token_log_probs", backend, hidden, unsupported=unsupported) == "reference":
         return token_log_probs_reference(hidden, scale, eps, weight, targets)
     out: Tensor = _token_log_probs(hidden, scale, eps, weight, targets)
