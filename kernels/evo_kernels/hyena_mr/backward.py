@@ -286,8 +286,7 @@ def hyena_mr_backward_key_value_kernel(
     start = (segment * SEG)[None, :]
     end = tl.minimum(start + SEG, L)
     tiles = SEG // BT
-    # Two blocks above the border tile, which is itself above the segment.
-    row = start + SEG + 2 * BT + U * i
+    row = start + U * i
 
     at = row.to(tl.int64)
     p = qkv + b * L * 3 * D + at * (3 * D) + c[None, :]
@@ -308,19 +307,18 @@ def hyena_mr_backward_key_value_kernel(
 
     next1 = tl.zeros((BT, N), tl.float32)
     next2 = tl.zeros((BT, N), tl.float32)
-    for _ in range(2):
-        q = load_phases(p, ptail, row, L, ok, D, U, HAS_STATE)
-        e = load_own(pdy, row, L, ok, D, U)
+    # Two blocks above the border tile, which is itself above the segment.
+    for t in range(0, 2):
+        down = (tiles + 2 - t).to(tl.int64) * BT
+        r = row + (tiles + 2 - t) * BT
+        q = load_phases(p + down * 3 * D, ptail, r, L, ok, D, U, HAS_STATE)
+        e = load_own(pdy + down * D, r, L, ok, D, U)
         gs16 = ()
         for u in tl.static_range(U):
             gs16 = gs16 + ((e[u] * fir3(q, wq, u)).to(tl.bfloat16),)
         gb = doubled(gs16, U, I, N, UPCAST)
         next1 = tl.dot(a1, gb, acc=next2)
         next2 = tl.dot(a2, gb)
-        row -= BT
-        p -= BT * 3 * D
-        pdy -= BT * D
-    pd -= 2 * BT * 3 * D
 
     zero = tl.zeros((I, N), tl.float32)
     dk0 = zero
@@ -334,10 +332,13 @@ def hyena_mr_backward_key_value_kernel(
     v_after0 = zero
     v_after1 = zero
     for t in range(0, tiles + 1):
-        k = load_phases(p + D, ptail + D, row, L, ok, D, U, HAS_STATE)
-        v = load_phases(p + 2 * D, ptail + 2 * D, row, L, ok, D, U, HAS_STATE)
-        q = load_phases(p, ptail, row, L, ok, D, U, HAS_STATE)
-        e = load_own(pdy, row, L, ok, D, U)
+        down = (tiles - t).to(tl.int64) * BT
+        r = row + (tiles - t) * BT
+        pt = p + down * 3 * D
+        q = load_phases(pt, ptail, r, L, ok, D, U, HAS_STATE)
+        e = load_own(pdy + down * D, r, L, ok, D, U)
+        k = load_phases(pt + D, ptail + D, r, L, ok, D, U, HAS_STATE)
+        v = load_phases(pt + 2 * D, ptail + 2 * D, r, L, ok, D, U, HAS_STATE)
         gs = ()
         gs16 = ()
         for u in tl.static_range(U):
@@ -354,8 +355,8 @@ def hyena_mr_backward_key_value_kernel(
         for u in tl.static_range(U):
             dz = sums[u] + skips * gs[u]
             if HAS_DGATED:
-                index = row + u - (L - K + 1)
-                kept = (index >= 0) & (row + u < L) & ok
+                index = r + u - (L - K + 1)
+                kept = (index >= 0) & (r + u < L) & ok
                 dz += tl.load(pdgated + index * D, mask=kept, other=0.0).to(tl.float32)
             d = dz * fir3(v, wv, u)
             dk0 += d * k[u + 2].to(tl.float32)
@@ -388,16 +389,13 @@ def hyena_mr_backward_key_value_kernel(
         v_after1 = dvs[1]
         dks = dks + (nk0, nk1)
         dvs = dvs + (nv0, nv1)
+        po = pd + down * 3 * D
         for u in tl.static_range(U):
-            inside = (row + u < end) & ok
+            inside = (r + u < end) & ok
             dx = wk[0] * dks[u] + wk[1] * dks[u + 1] + wk[2] * dks[u + 2]
-            tl.store(pd + u * 3 * D + D, dx.to(dqkv.dtype.element_ty), mask=inside)
+            tl.store(po + u * 3 * D + D, dx.to(dqkv.dtype.element_ty), mask=inside)
             dx = wv[0] * dvs[u] + wv[1] * dvs[u + 1] + wv[2] * dvs[u + 2]
-            tl.store(pd + u * 3 * D + 2 * D, dx.to(dqkv.dtype.element_ty), mask=inside)
-        row -= BT
-        p -= BT * 3 * D
-        pd -= BT * 3 * D
-        pdy -= BT * D
+            tl.store(po + u * 3 * D + 2 * D, dx.to(dqkv.dtype.element_ty), mask=inside)
 
     if HAS_STATE:
         at_start = (start + U * i == 0) & ok
