@@ -1,13 +1,218 @@
-"""Public function of Hyena-LI."""
+"""Public functions of Hyena-LI, and the operators that autograd and the compiler see.
+
+`evo_kernels::hyena_li` and `evo_kernels::hyena_li_backward` are opaque to torch.compile, and each
+allocates what its fake says. An output or gradient that is not asked for is an empty tensor.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from evo_kernels.backend import Backend, resolve
 from evo_kernels.checks import check_qkv, check_shape
-from evo_kernels.hyena_li.reference import LIState, hyena_li_reference
+from evo_kernels.hyena_li.reference import (
+    CHUNK,
+    CHUNKS_PER_TILE,
+    LIState,
+    hyena_li_end_state_reference,
+    hyena_li_reference,
+)
+
+MAX_STEP_POSITIONS = 16
+"""Up to here the recurrence, position by position, beats a whole tile."""
+
+
+def _padded(length: int) -> int:
+    """Positions that a row occupies: rounded up to 8, so that every row starts on 16 bytes."""
+    return (length + 7) // 8 * 8
+
+
+def _rows(x: Tensor, length: int, channels: int) -> Tensor:
+    """An empty `[B, length, channels]` whose memory is channel-first, in rows of whole eights."""
+    rows = x.new_empty((x.shape[0], channels, _padded(length)))
+    return rows[:, :, :length].transpose(1, 2)
+
+
+@torch.library.custom_op("evo_kernels::hyena_li", mutates_args=())
+def _forward(
+    qkv: Tensor,
+    featurizer: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    skip: Tensor,
+    feature_tail: Tensor | None,
+    modal: Tensor | None,
+    save_states: bool,
+    return_modal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from evo_kernels.hyena_li.forward import launch_forward
+
+    y, tile_states, modal_end = launch_forward(
+        qkv, featurizer, log_poles, residues, skip, feature_tail, modal,
+        save_states=save_states, return_modal=return_modal,
+    )  # fmt: skip
+    none = log_poles.new_empty(0, dtype=torch.float32)
+    return (
+        y,
+        none if tile_states is None else tile_states,
+        none.clone() if modal_end is None else modal_end,
+    )
+
+
+@_forward.register_fake
+def _(
+    qkv: Tensor,
+    featurizer: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    skip: Tensor,
+    feature_tail: Tensor | None,
+    modal: Tensor | None,
+    save_states: bool,
+    return_modal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    B, L, _channels = qkv.shape
+    D, N = log_poles.shape
+    states = (B, D, -(-L // (CHUNK * CHUNKS_PER_TILE)), max(16, 1 << (N - 1).bit_length()))
+    return (
+        _rows(qkv, L, D),
+        qkv.new_empty(states if save_states else (0,), dtype=torch.float32),
+        qkv.new_empty((B, D, N) if return_modal else (0,), dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("evo_kernels::hyena_li_backward", mutates_args=())
+def _backward(
+    dy: Tensor,
+    d_modal_end: Tensor | None,
+    qkv: Tensor,
+    featurizer: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    skip: Tensor,
+    feature_tail: Tensor | None,
+    tile_states: Tensor,
+    needs_input: bool,
+    needs_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from evo_kernels.hyena_li.backward import launch_backward
+
+    return launch_backward(
+        dy, d_modal_end, qkv, featurizer, log_poles, residues, skip, feature_tail, tile_states,
+        needs_input=needs_input, needs_weights=needs_weights,
+    )  # fmt: skip
+
+
+@_backward.register_fake
+def _(
+    dy: Tensor,
+    d_modal_end: Tensor | None,
+    qkv: Tensor,
+    featurizer: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    skip: Tensor,
+    feature_tail: Tensor | None,
+    tile_states: Tensor,
+    needs_input: bool,
+    needs_weights: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    B, L, channels = qkv.shape
+    D, N = log_poles.shape
+
+    def weight(*shape: int) -> Tensor:
+        return qkv.new_empty(shape if needs_weights else (0,), dtype=torch.float32)
+
+    return (
+        _rows(qkv, L, channels) if needs_input else qkv.new_empty(0),
+        weight(channels, 3),
+        weight(D, N),
+        weight(D, N),
+        weight(D),
+        qkv.new_empty(0) if feature_tail is None else torch.empty_like(feature_tail),
+        qkv.new_empty((B, D, N), dtype=torch.float32),
+    )
+
+
+def _setup_context(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    qkv, featurizer, log_poles, residues, skip, feature_tail, modal, _, return_modal = inputs
+    _, tile_states, modal_end = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(tile_states, *(() if return_modal else (modal_end,)))
+    ctx.modal_dtype = None if modal is None else modal.dtype
+    ctx.save_for_backward(qkv, featurizer, log_poles, residues, skip, feature_tail, tile_states)
+
+
+def _autograd(
+    ctx: Any, dy: Tensor | None, _d_states: Tensor | None, d_modal_end: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    qkv, featurizer, log_poles, residues, skip, feature_tail, tile_states = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    if dy is None:
+        dy = torch.zeros_like(qkv[..., : log_poles.shape[0]])
+    d_qkv, d_featurizer, d_log_poles, d_residues, d_skip, d_tail, d_modal = _backward(
+        dy, d_modal_end, qkv, featurizer, log_poles, residues, skip, feature_tail, tile_states,
+        needs[0], any(needs[1:5]),
+    )  # fmt: skip
+    return (
+        d_qkv if needs[0] else None,
+        d_featurizer.to(featurizer.dtype) if needs[1] else None,
+        d_log_poles.to(log_poles.dtype) if needs[2] else None,
+        d_residues.to(residues.dtype) if needs[3] else None,
+        d_skip.to(skip.dtype) if needs[4] else None,
+        d_tail if needs[5] else None,
+        d_modal.to(ctx.modal_dtype) if needs[6] else None,
+        None,
+        None,
+    )
+
+
+_forward.register_autograd(_autograd, setup_context=_setup_context)
+
+
+def _channel_first(x: Tensor) -> Tensor:
+    """The same values with contiguous positions in rows of whole eights; no copy where that holds."""
+    L = x.shape[1]
+    if x.stride(1) == 1 and x.stride(2) % 8 == 0 and x.stride(2) >= L:
+        return x
+    from evo_kernels.hyena_li.forward import say_copy
+
+    say_copy(x)
+    rows = torch.nn.functional.pad(x.transpose(1, 2), (0, _padded(L) - L))
+    return rows.contiguous()[:, :, :L].transpose(1, 2)
+
+
+def _next_tail(qkv: Tensor, tail: Tensor | None) -> Tensor:
+    """Last two inputs of the featurizer, `[B, 2, 3D]`, in memory of their own."""
+    if qkv.shape[1] >= 2:
+        return qkv[:, -2:].clone(memory_format=torch.contiguous_format)
+    before = torch.zeros_like(qkv) if tail is None else tail[:, 1:].to(qkv.dtype)
+    return torch.cat([before, qkv], dim=1)
+
+
+def _unsupported(featurizer: Tensor) -> str:
+    taps = featurizer.shape[1]
+    return "" if taps == 3 else f"it has featurizers of 3 taps, not {taps}"
+
+
+def _check(
+    qkv: Tensor, featurizer: Tensor, log_poles: Tensor, state: LIState | None
+) -> tuple[int, int]:
+    B, L, D = check_qkv(qkv, featurizer)
+    check_shape("log_poles", log_poles, (D, None))
+    if state is not None:
+        check_shape("state.featurizer", state.featurizer, (B, featurizer.shape[1] - 1, 3 * D))
+        check_shape("state.modal", state.modal, (B, D, log_poles.shape[1]))
+    return L, D
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def hyena_li(
@@ -29,19 +234,22 @@ def hyena_li(
     Shapes: B batch, L positions in this chunk, D channels, N poles per channel.
 
     Args:
-        qkv: Projected inputs in blocks [q | k | v], `[B, L, 3D]`.
+        qkv: Projected inputs in blocks [q | k | v], `[B, L, 3D]`. The kernel reads it in place when
+            its memory is channel-first (`stride(1) == 1`) in rows of whole eights, and copies it
+            otherwise.
         featurizer: Depthwise taps, lag 0 first, `[3D, 3]`.
         log_poles: Logarithms of the real poles, negative, `[D, N]`.
         residues: `[D, N]`.
         skip: One weight per channel, `[D]`.
         state: What the positions before this chunk left; None means zeros.
-        backend: "reference", "auto" (the fastest that exists), or "triton", which does not exist yet
-            for this operator and never falls back.
+        backend: "triton" (never falls back), "reference", or "auto" (Triton where the device and
+            dtype allow).
         rounding: Round to this dtype where the released implementation does (after the
             featurizer, the gate, the convolution, the skip and their sum); None keeps float32.
 
     Returns:
-        `[B, L, D]` in the dtype of `qkv` (sums are float32), and the new state if asked for.
+        `[B, L, D]` in the dtype of `qkv` (sums are float32), and the new state if asked for. From the
+        kernel its memory is channel-first, or channel-last for a few positions without gradients.
 
     Raises:
         KernelError: if shapes disagree.
@@ -49,13 +257,118 @@ def hyena_li(
     Source: StripedHyena 2 paper, section 2; the scan is the standard chunked form of a diagonal
     linear recurrence.
     """
-    B, _, D = check_qkv(qkv, featurizer)
-    check_shape("log_poles", log_poles, (D, None))
+    L, D = _check(qkv, featurizer, log_poles, state)
     check_shape("residues", residues, tuple(log_poles.shape))
     check_shape("skip", skip, (D,))
-    if state is not None:
-        check_shape("state.featurizer", state.featurizer, (B, featurizer.shape[1] - 1, 3 * D))
-        check_shape("state.modal", state.modal, (B, D, log_poles.shape[1]))
-    resolve("hyena_li", backend, qkv, unsupported="it has none in this version")
-    y, new_state = hyena_li_reference(qkv, featurizer, log_poles, residues, skip, state, rounding)
-    return y, new_state if return_state else None
+    chosen = resolve(
+        "hyena_li", backend, qkv, unsupported=_unsupported(featurizer), rounding=rounding
+    )
+    if chosen == "reference":
+        y, new_state = hyena_li_reference(
+            qkv, featurizer, log_poles, residues, skip, state, rounding
+        )
+        return y, new_state if return_state else None
+    tail, modal = (None, None) if state is None else state
+    needs_gradient = _needs_gradient(qkv, featurizer, log_poles, residues, skip, tail, modal)
+    if L <= MAX_STEP_POSITIONS and not needs_gradient:
+        y, *end = hyena_li_step_forward(qkv, featurizer, log_poles, residues, skip, tail, modal)
+        return y, LIState(*end) if return_state else None
+    y, _, modal_end = _forward(
+        _channel_first(qkv), featurizer, log_poles, residues, skip, tail, modal,
+        needs_gradient, return_state,
+    )  # fmt: skip
+    return y, LIState(_next_tail(qkv, tail), modal_end) if return_state else None
+
+
+@torch.library.custom_op("evo_kernels::hyena_li_step_forward", mutates_args=())
+def hyena_li_step_forward(
+    qkv: Tensor,
+    featurizer: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    skip: Tensor,
+    feature_tail: Tensor | None,
+    modal: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A few positions by the recurrence itself, without gradients: generation.
+
+    Args:
+        qkv: `[B, L, 3D]` of any strides.
+        feature_tail: `[B, 2, 3D]`; modal: `[B, D, N]`; both or neither.
+
+    Returns:
+        `[B, L, D]`, and the feature tail and modal state after these positions.
+    """
+    from evo_kernels.hyena_li.forward import launch_step
+
+    return launch_step(qkv, featurizer, log_poles, residues, skip, feature_tail, modal)
+
+
+@hyena_li_step_forward.register_fake
+def _(
+    qkv: Tensor,
+    featurizer: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    skip: Tensor,
+    feature_tail: Tensor | None,
+    modal: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    B, L, channels = qkv.shape
+    return (
+        qkv.new_empty((B, L, channels // 3)),
+        qkv.new_empty((B, 2, channels)),
+        qkv.new_empty((B, *log_poles.shape), dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("evo_kernels::hyena_li_end_state", mutates_args=())
+def _end_state(
+    qkv: Tensor,
+    featurizer: Tensor,
+    log_poles: Tensor,
+    feature_tail: Tensor | None,
+    modal: Tensor | None,
+) -> Tensor:
+    from evo_kernels.hyena_li.forward import launch_end_state
+
+    return launch_end_state(qkv, featurizer, log_poles, feature_tail, modal)
+
+
+@_end_state.register_fake
+def _(
+    qkv: Tensor,
+    featurizer: Tensor,
+    log_poles: Tensor,
+    feature_tail: Tensor | None,
+    modal: Tensor | None,
+) -> Tensor:
+    return qkv.new_empty((qkv.shape[0], *log_poles.shape), dtype=torch.float32)
+
+
+def hyena_li_end_state(
+    qkv: Tensor,
+    featurizer: Tensor,
+    log_poles: Tensor,
+    state: LIState | None = None,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Return the modal state after the last position, `[B, D, N]`, from k and v alone.
+
+    What `hyena_li(..., return_state=True)` returns as `state.modal`, for half of the work: the first
+    pass of a sequence that is split over devices. Without gradients.
+
+    Args:
+        qkv, featurizer, log_poles, state, backend: As in `hyena_li`.
+
+    Raises:
+        KernelError: if shapes disagree.
+    """
+    _check(qkv, featurizer, log_poles, state)
+    chosen = resolve("hyena_li_end_state", backend, qkv, unsupported=_unsupported(featurizer))
+    with torch.no_grad():
+        if chosen == "reference":
+            return hyena_li_end_state_reference(qkv, featurizer, log_poles, state)
+        tail, modal = (None, None) if state is None else state
+        return _end_state(_channel_first(qkv), featurizer, log_poles, tail, modal)

@@ -130,3 +130,14 @@ def hyena_li_reference(
     )
     y = round_through(y, rounding) + round_through(skip.to(acc) * gated, rounding)
     return (q * round_through(y, rounding)).to(qkv.dtype), LIState(tail, modal)
+
+
+def hyena_li_end_state_reference(
+    qkv: Tensor, featurizer: Tensor, log_poles: Tensor, state: LIState | None
+) -> Tensor:
+    """Return the modal state after the last position, `[B, D, N]`; arguments as in `hyena_li`."""
+    acc = accumulation_dtype(qkv)
+    features, _ = short_conv_reference(qkv, featurizer, state.featurizer if state else None)
+    _, k, v = features.chunk(3, dim=-1)
+    poles = log_poles.to(acc)
+    return modal_conv(k * v, poles, torch.ones_like(poles), state.modal if state else None)[1]

@@ -18,10 +18,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-CHUNK = 64
-"""C, positions per chunk."""
-CHUNKS_PER_TILE = 64
-"""M, chunks per tile."""
+from evo_kernels.hyena_li.reference import CHUNK, CHUNKS_PER_TILE
+
 TILE = CHUNK * CHUNKS_PER_TILE
 """Positions per tile, the spacing of the saved states."""
 
@@ -63,7 +61,9 @@ def load_tile(row, t0, L, M: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def load_before(row, tail, t0, L, tail_stride, M: tl.constexpr, C: tl.constexpr, HAS_TAIL: tl.constexpr):
+def load_before(
+    row, tail, t0, L, tail_stride, M: tl.constexpr, C: tl.constexpr, HAS_TAIL: tl.constexpr
+):
     """The two positions before each group of eight, in fp32: `x[8 g - 2]`, `x[8 g - 1]`, each `[M, C/8]`.
 
     Positions before the chunk come from `tail` (two values, `tail_stride` apart) or are zero.
@@ -166,7 +166,14 @@ def out_of_state(log_pole, residue, C: tl.constexpr):
 
 
 @triton.jit
-def chunk_decays(log_poles, channel, C: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, REVERSE: tl.constexpr = False):
+def chunk_decays(
+    log_poles,
+    channel,
+    C: tl.constexpr,
+    N: tl.constexpr,
+    NP: tl.constexpr,
+    REVERSE: tl.constexpr = False,
+):
     """Decays for `chunk_states`: over 1, 8 and 64 chunks, and from the tile's border to each group.
 
     Each `[8, NP]`, a row per group of eight chunks. They are loaded in this shape because a load fixes
@@ -175,7 +182,8 @@ def chunk_decays(log_poles, channel, C: tl.constexpr, N: tl.constexpr, NP: tl.co
     """
     group = tl.arange(0, 8)[:, None]
     n = tl.broadcast_to(tl.arange(0, NP)[None, :], (8, NP))
-    per_chunk = C * tl.load(log_poles + channel * N + n, mask=n < N, other=-1.0).to(tl.float32)
+    rate = tl.load(log_poles + channel * N + n, mask=n < N, other=-1.0).to(tl.float32)
+    per_chunk = C * rate
     if REVERSE:
         group = 7 - group
     to_group = tl.exp(8.0 * group.to(tl.float32) * per_chunk)
@@ -200,8 +208,18 @@ def chunk_states(added, carry, decay1, decay8, decay64, to_group, REVERSE: tl.co
     NP: tl.constexpr = added.shape[1]
     by_group = tl.reshape(tl.permute(tl.reshape(added, (8, 8, NP)), (0, 2, 1)), (8 * NP, 8))
     u0, u1, u2, u3, u4, u5, u6, u7 = split8(by_group)
-    u0, u1, u2, u3 = tl.reshape(u0, (8, NP)), tl.reshape(u1, (8, NP)), tl.reshape(u2, (8, NP)), tl.reshape(u3, (8, NP))
-    u4, u5, u6, u7 = tl.reshape(u4, (8, NP)), tl.reshape(u5, (8, NP)), tl.reshape(u6, (8, NP)), tl.reshape(u7, (8, NP))
+    u0, u1, u2, u3 = (
+        tl.reshape(u0, (8, NP)),
+        tl.reshape(u1, (8, NP)),
+        tl.reshape(u2, (8, NP)),
+        tl.reshape(u3, (8, NP)),
+    )
+    u4, u5, u6, u7 = (
+        tl.reshape(u4, (8, NP)),
+        tl.reshape(u5, (8, NP)),
+        tl.reshape(u6, (8, NP)),
+        tl.reshape(u7, (8, NP)),
+    )
     if REVERSE:
         u0, u1, u2, u3, u4, u5, u6, u7 = u7, u6, u5, u4, u3, u2, u1, u0
     # What a group of eight chunks adds.
@@ -216,8 +234,18 @@ def chunk_states(added, carry, decay1, decay8, decay64, to_group, REVERSE: tl.co
     source = tl.broadcast_to(tl.arange(0, 64)[:, None] // 8, (64, NP))
     everyone = tl.permute(tl.reshape(tl.gather(total, source, 0), (8, 8, NP)), (1, 2, 0))
     g0, g1, g2, g3, g4, g5, g6, g7 = split8(tl.reshape(everyone, (8 * NP, 8)))
-    g0, g1, g2, g3 = tl.reshape(g0, (8, NP)), tl.reshape(g1, (8, NP)), tl.reshape(g2, (8, NP)), tl.reshape(g3, (8, NP))
-    g4, g5, g6, g7 = tl.reshape(g4, (8, NP)), tl.reshape(g5, (8, NP)), tl.reshape(g6, (8, NP)), tl.reshape(g7, (8, NP))
+    g0, g1, g2, g3 = (
+        tl.reshape(g0, (8, NP)),
+        tl.reshape(g1, (8, NP)),
+        tl.reshape(g2, (8, NP)),
+        tl.reshape(g3, (8, NP)),
+    )
+    g4, g5, g6, g7 = (
+        tl.reshape(g4, (8, NP)),
+        tl.reshape(g5, (8, NP)),
+        tl.reshape(g6, (8, NP)),
+        tl.reshape(g7, (8, NP)),
+    )
     group = tl.arange(0, 8)[:, None]
     if REVERSE:
         g0, g1, g2, g3, g4, g5, g6, g7 = g7, g6, g5, g4, g3, g2, g1, g0
@@ -251,3 +279,16 @@ def chunk_states(added, carry, decay1, decay8, decay64, to_group, REVERSE: tl.co
     states = tl.reshape(tl.join(even, odd), (8, NP, 8))
     entering = tl.reshape(tl.permute(states, (0, 2, 1)), (64, NP))
     return entering, run + decay64 * carry
+
+
+@triton.jit
+def load_feature(row, tail, position, L, w, tail_stride, HAS_TAIL: tl.constexpr):
+    """Featurizer output at some positions of a row, fp32; for a few values, all loads unaligned."""
+    y = tl.zeros(position.shape, tl.float32)
+    for lag in tl.static_range(3):
+        at = position - lag
+        x = tl.load(row + at, mask=(at >= 0) & (at < L), other=0.0).to(tl.float32)
+        if HAS_TAIL:
+            x += tl.load(tail + (at + 2) * tail_stride, mask=at < 0, other=0.0).to(tl.float32)
+        y += w[lag] * x
+    return y

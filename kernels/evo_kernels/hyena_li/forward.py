@@ -1,0 +1,507 @@
+"""Forward kernels of Hyena-LI: featurizers, gate, chunked modal convolution, skip and output gate in one pass.
+
+With chunks of C positions and the arrays of `tiles.py`, chunk m of a channel gives
+
+    y[m] = z[m] T + S[m] W + skip * z[m],    S[m + 1] = lambda**C * S[m] + z[m] V
+
+where z = k * v after the featurizers and S[m] is the state entering the chunk. T, V, W and S enter
+the dots as pairs of bfloat16 (value and remainder), z as one bfloat16; everything else is float32.
+
+Legend: B batch, L positions, D channels, N poles (padded to `NP`), M chunks of C positions per tile.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from evo_kernels.backend import interpreting
+from evo_kernels.hyena_li import configs as _configs  # noqa: F401  (registers them)
+from evo_kernels.hyena_li.tiles import (
+    CHUNK,
+    CHUNKS_PER_TILE,
+    TILE,
+    chunk_decays,
+    chunk_states,
+    dot_operand,
+    filter_head,
+    fir8,
+    high_low,
+    into_state,
+    join8,
+    load_before,
+    load_feature,
+    load_poles,
+    load_taps,
+    load_tile,
+    out_of_state,
+    split8,
+    toeplitz,
+)
+from evo_kernels.launch import select
+
+_log = logging.getLogger("evo_kernels")
+_said_copy = False
+
+
+@triton.jit
+def gate(k, k6, k7, k_taps, v, v6, v7, v_taps, t0, L, M: tl.constexpr, C: tl.constexpr):
+    """`z = k * v` of a tile after the featurizers, zero from position L on; `[M, C]` fp32."""
+    k0, k1, k2, k3, k4, k5, k6, k7 = fir8(k, k6, k7, k_taps[0], k_taps[1], k_taps[2])
+    v0, v1, v2, v3, v4, v5, v6, v7 = fir8(v, v6, v7, v_taps[0], v_taps[1], v_taps[2])
+    z = join8(k0 * v0, k1 * v1, k2 * v2, k3 * v3, k4 * v4, k5 * v5, k6 * v6, k7 * v7)
+    if t0 + M * C > L:
+        position = t0 + tl.arange(0, M)[:, None] * C + tl.arange(0, C)[None, :]
+        z = tl.where(position < L, z, 0.0)
+    return z
+
+
+@triton.jit
+def state_at_last_chunk(added, carry, log_pole, rest, M: tl.constexpr, C: tl.constexpr):
+    """What the last tile's whole chunks and its entering state leave after `rest` positions; `[NP]` fp32.
+
+    Args:
+        added: `[M, NP]`, what each chunk adds at its own end; chunks that the sequence does not fill
+            are left out. carry: State entering the tile, `[8, NP]`, rows alike.
+    """
+    after = rest - (tl.arange(0, M) + 1) * C
+    decay = tl.exp(tl.maximum(after, 0).to(tl.float32)[:, None] * log_pole[None, :])
+    whole = tl.sum(tl.where((after >= 0)[:, None], added * decay, 0.0), 0)
+    entered = tl.sum(tl.where((tl.arange(0, 8) == 0)[:, None], carry, 0.0), 0)
+    return whole + tl.exp(rest.to(tl.float32) * log_pole) * entered
+
+
+@triton.jit
+def finish_state(
+    modal_end, log_poles, k_row, v_row, k_taps, v_taps, k_tail, v_tail, tail_stride, L,
+    N: tl.constexpr, NP: tl.constexpr, C: tl.constexpr, HAS_TAIL: tl.constexpr,
+):  # fmt: skip
+    """Add to `modal_end` what a last, partly filled chunk leaves.
+
+    After the loop, so that its registers are free; the chunk is read once more.
+    """
+    if L % C > 0:
+        tl.debug_barrier()
+        n = tl.arange(0, NP)
+        before = tl.load(modal_end + n, mask=n < N, other=0.0)
+        log_pole = tl.load(log_poles + n, mask=n < N, other=-1.0).to(tl.float32)
+        position = L // C * C + tl.arange(0, C)
+        k = load_feature(k_row, k_tail, position, L, k_taps, tail_stride, HAS_TAIL)
+        v = load_feature(v_row, v_tail, position, L, v_taps, tail_stride, HAS_TAIL)
+        z = tl.where(position < L, k * v, 0.0)
+        after = tl.maximum(L - 1 - position, 0).to(tl.float32)
+        added = tl.sum(tl.exp(after[:, None] * log_pole[None, :]) * z[:, None], 0)
+        tl.debug_barrier()
+        tl.store(modal_end + n, before + added, mask=n < N)
+
+
+@triton.jit
+def hyena_li_forward_kernel(
+    qkv, featurizer, log_poles, residues, skip, tail, modal, y, tile_states, modal_end,
+    L, stride_b, stride_c,
+    D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
+    HAS_TAIL: tl.constexpr, HAS_MODAL: tl.constexpr,
+    SAVE_STATES: tl.constexpr, RETURN_MODAL: tl.constexpr,
+    SPLIT_Z: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """One channel of one sequence, from its first position to its last.
+
+    Args:
+        qkv: Rows of channels, `stride_c` apart, positions contiguous; both strides are multiples of 8.
+        tail: `[B, 2, 3D]`; modal: `[B, D, N]`; what earlier positions left.
+        y: `[B, D, L rounded up to 8]`.
+        tile_states: `[B, D, tiles, NP]`, the state entering each tile; modal_end: `[B, D, N]`.
+    """
+    d = tl.program_id(0)
+    b = tl.program_id(1)
+    bd = b.to(tl.int64) * D + d
+    row_stride = stride_c.to(tl.int64) // 8 * 8
+    q_row = qkv + b * (stride_b.to(tl.int64) // 8 * 8) + d * row_stride
+    k_row = q_row + D * row_stride
+    v_row = k_row + D * row_stride
+    y_row = y + bd * (tl.cdiv(L, 8) * 8)
+    q_tail = tail + b * 6 * D + d
+    q_taps = load_taps(featurizer, d)
+    k_taps = load_taps(featurizer, D + d)
+    v_taps = load_taps(featurizer, 2 * D + d)
+    skip_d = tl.load(skip + d).to(tl.float32)
+
+    log_pole, residue = load_poles(log_poles, residues, d, N, NP)
+    t_high, t_low = high_low(toeplitz(filter_head(log_pole, residue, C), C), UPCAST)
+    v_high, v_low = high_low(into_state(log_pole, C), UPCAST)
+    w_high, w_low = high_low(out_of_state(log_pole, residue, C), UPCAST)
+    decay1, decay8, decay64, to_group = chunk_decays(log_poles, d, C, N, NP)
+
+    n = tl.arange(0, NP)
+    carry = tl.zeros((8, NP), tl.float32)
+    if HAS_MODAL:
+        carry += tl.load(modal + bd * N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    for t0 in range(0, L, M * C):
+        if SAVE_STATES:
+            tile = bd * tl.cdiv(L, M * C) + t0 // (M * C)
+            saved = tl.broadcast_to((tile_states + tile * NP + n)[None, :], (8, NP))
+            tl.store(saved, carry, mask=tl.broadcast_to((tl.arange(0, 8) == 0)[:, None], (8, NP)))
+        k = load_tile(k_row, t0, L, M, C)
+        k6, k7 = load_before(k_row, q_tail + D, t0, L, 3 * D, M, C, HAS_TAIL)
+        v = load_tile(v_row, t0, L, M, C)
+        v6, v7 = load_before(v_row, q_tail + 2 * D, t0, L, 3 * D, M, C, HAS_TAIL)
+        z = gate(k, k6, k7, k_taps, v, v6, v7, v_taps, t0, L, M, C)
+        q = load_tile(q_row, t0, L, M, C)
+        q6, q7 = load_before(q_row, q_tail, t0, L, 3 * D, M, C, HAS_TAIL)
+        z_high = dot_operand(z, UPCAST)
+        added = tl.dot(z_high, v_high)
+        added = tl.dot(z_high, v_low, acc=added)
+        if SPLIT_Z:
+            _, z_low = high_low(z, UPCAST)
+            added = tl.dot(z_low, v_high, acc=added)
+        if RETURN_MODAL:
+            if t0 + M * C >= L:
+                left = state_at_last_chunk(added, carry, log_pole, L - t0, M, C)
+                tl.store(modal_end + bd * N + n, left, mask=n < N)
+        states, carry = chunk_states(added, carry, decay1, decay8, decay64, to_group)
+        s_high, s_low = high_low(states, UPCAST)
+        acc = tl.dot(z_high, t_high)
+        acc = tl.dot(z_high, t_low, acc=acc)
+        if SPLIT_Z:
+            acc = tl.dot(z_low, t_high, acc=acc)
+        acc = tl.dot(s_high, w_high, acc=acc)
+        acc = tl.dot(s_low, w_high, acc=acc)
+        acc = tl.dot(s_high, w_low, acc=acc)
+        # In phases like q and z, so that the accumulator alone changes its layout.
+        q0, q1, q2, q3, q4, q5, q6, q7 = fir8(q, q6, q7, q_taps[0], q_taps[1], q_taps[2])
+        a0, a1, a2, a3, a4, a5, a6, a7 = split8(acc)
+        z0, z1, z2, z3, z4, z5, z6, z7 = split8(z)
+        gated = join8(
+            q0 * (a0 + skip_d * z0), q1 * (a1 + skip_d * z1),
+            q2 * (a2 + skip_d * z2), q3 * (a3 + skip_d * z3),
+            q4 * (a4 + skip_d * z4), q5 * (a5 + skip_d * z5),
+            q6 * (a6 + skip_d * z6), q7 * (a7 + skip_d * z7),
+        )  # fmt: skip
+        position = t0 + tl.arange(0, M)[:, None] * C + tl.arange(0, C)[None, :]
+        tl.store(y_row + position, gated.to(y.dtype.element_ty), mask=position // 8 * 8 < L)
+    if RETURN_MODAL:
+        finish_state(
+            modal_end + bd * N, log_poles + d * N, k_row, v_row, k_taps, v_taps,
+            q_tail + D, q_tail + 2 * D, 3 * D, L, N, NP, C, HAS_TAIL,
+        )  # fmt: skip
+
+
+@triton.jit
+def hyena_li_end_state_kernel(
+    qkv, featurizer, log_poles, tail, modal, modal_end, L, stride_b, stride_c,
+    D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
+    HAS_TAIL: tl.constexpr, HAS_MODAL: tl.constexpr, SPLIT_Z: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """What the forward kernel leaves in `modal_end`, from k and v alone; arguments as there."""
+    d = tl.program_id(0)
+    b = tl.program_id(1)
+    bd = b.to(tl.int64) * D + d
+    row_stride = stride_c.to(tl.int64) // 8 * 8
+    k_row = qkv + b * (stride_b.to(tl.int64) // 8 * 8) + (D + d) * row_stride
+    v_row = k_row + D * row_stride
+    k_tail = tail + b * 6 * D + D + d
+    k_taps = load_taps(featurizer, D + d)
+    v_taps = load_taps(featurizer, 2 * D + d)
+    n = tl.arange(0, NP)
+    log_pole = tl.load(log_poles + d * N + n, mask=n < N, other=-1.0).to(tl.float32)
+    v_high, v_low = high_low(into_state(log_pole, C), UPCAST)
+    decay1, decay8, decay64, to_group = chunk_decays(log_poles, d, C, N, NP)
+    carry = tl.zeros((8, NP), tl.float32)
+    if HAS_MODAL:
+        carry += tl.load(modal + bd * N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    for t0 in range(0, L, M * C):
+        k = load_tile(k_row, t0, L, M, C)
+        k6, k7 = load_before(k_row, k_tail, t0, L, 3 * D, M, C, HAS_TAIL)
+        v = load_tile(v_row, t0, L, M, C)
+        v6, v7 = load_before(v_row, k_tail + D, t0, L, 3 * D, M, C, HAS_TAIL)
+        z = gate(k, k6, k7, k_taps, v, v6, v7, v_taps, t0, L, M, C)
+        z_high, z_low = high_low(z, UPCAST)
+        added = tl.dot(z_high, v_high)
+        added = tl.dot(z_high, v_low, acc=added)
+        if SPLIT_Z:
+            added = tl.dot(z_low, v_high, acc=added)
+        if t0 + M * C >= L:
+            left = state_at_last_chunk(added, carry, log_pole, L - t0, M, C)
+            tl.store(modal_end + bd * N + n, left, mask=n < N)
+        _, carry = chunk_states(added, carry, decay1, decay8, decay64, to_group)
+    finish_state(
+        modal_end + bd * N, log_poles + d * N, k_row, v_row, k_taps, v_taps,
+        k_tail, k_tail + D, 3 * D, L, N, NP, C, HAS_TAIL,
+    )  # fmt: skip
+
+
+@triton.jit
+def load_step(x, tail, t, stride_l, D: tl.constexpr, ok, HAS_STATE: tl.constexpr):
+    """Position t (>= -2) of a block of channels, fp32; positions below 0 come from the tail."""
+    value = tl.load(x + t * stride_l, mask=ok & (t >= 0 * tl.arange(0, 1)), other=0.0).to(
+        tl.float32
+    )
+    if HAS_STATE:
+        before = ok & (t < 0 * tl.arange(0, 1))
+        value += tl.load(tail + (t + 2) * 3 * D, mask=before, other=0.0).to(tl.float32)
+    return value
+
+
+@triton.jit
+def step_feature(x, tail, w, t, stride_l, D: tl.constexpr, ok, HAS_STATE: tl.constexpr):
+    """Featurizer output at position t of a block of channels."""
+    w0 = tl.load(w, mask=ok, other=0.0).to(tl.float32)
+    w1 = tl.load(w + 1, mask=ok, other=0.0).to(tl.float32)
+    w2 = tl.load(w + 2, mask=ok, other=0.0).to(tl.float32)
+    return (
+        w0 * load_step(x, tail, t, stride_l, D, ok, HAS_STATE)
+        + w1 * load_step(x, tail, t - 1, stride_l, D, ok, HAS_STATE)
+        + w2 * load_step(x, tail, t - 2, stride_l, D, ok, HAS_STATE)
+    )
+
+
+@triton.jit
+def hyena_li_step_kernel(
+    qkv, featurizer, log_poles, residues, skip, tail, modal, y, tail_end, modal_end,
+    L, stride_b, stride_l, stride_c,
+    D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, HAS_STATE: tl.constexpr,
+):  # fmt: skip
+    """A few positions of a block of channels by the recurrence itself, all in fp32.
+
+    Args:
+        qkv: Any strides. tail, tail_end: `[B, 2, 3D]`; modal, modal_end: `[B, D, N]`; y: `[B, L, D]`.
+    """
+    d = tl.program_id(0) * BD + tl.arange(0, BD)
+    b = tl.program_id(1).to(tl.int64)
+    n = tl.arange(0, NP)
+    ok = d < D
+    poles_ok = ok[:, None] & (n < N)[None, :]
+    channel_stride = stride_c.to(tl.int64)
+    q = qkv + b * stride_b + d * channel_stride
+    k = q + D * channel_stride
+    v = k + D * channel_stride
+    q_tail = tail + b * 6 * D + d
+    log_pole = tl.load(log_poles + d[:, None] * N + n[None, :], mask=poles_ok, other=0.0)
+    residue = tl.load(residues + d[:, None] * N + n[None, :], mask=poles_ok, other=0.0)
+    skip_d = tl.load(skip + d, mask=ok, other=0.0).to(tl.float32)
+    decay = tl.exp(log_pole.to(tl.float32))
+    state_at = (b * D + d[:, None]) * N + n[None, :]
+    state = tl.zeros((BD, NP), tl.float32)
+    if HAS_STATE:
+        state += tl.load(modal + state_at, mask=poles_ok, other=0.0).to(tl.float32)
+    for t in range(0, L):
+        qt = step_feature(q, q_tail, featurizer + d * 3, t, stride_l, D, ok, HAS_STATE)
+        kt = step_feature(k, q_tail + D, featurizer + (D + d) * 3, t, stride_l, D, ok, HAS_STATE)
+        vt = step_feature(
+            v, q_tail + 2 * D, featurizer + (2 * D + d) * 3, t, stride_l, D, ok, HAS_STATE
+        )
+        z = kt * vt
+        state = decay * state + z[:, None]
+        out = qt * (tl.sum(residue.to(tl.float32) * state, 1) + skip_d * z)
+        tl.store(y + (b * L + t) * D + d, out.to(y.dtype.element_ty), mask=ok)
+    tl.store(modal_end + state_at, state, mask=poles_ok)
+    for block in tl.static_range(3):
+        for i in tl.static_range(2):
+            x = load_step(
+                q + block * D * channel_stride,
+                q_tail + block * D,
+                L - 2 + i,
+                stride_l,
+                D,
+                ok,
+                HAS_STATE,
+            )
+            at = tail_end + (b * 2 + i) * 3 * D + block * D + d
+            tl.store(at, x.to(tail_end.dtype.element_ty), mask=ok)
+
+
+def padded_length(length: int) -> int:
+    """Positions of an allocated row: rounded up to 8, so that every row starts on 16 bytes."""
+    return -(-length // 8) * 8
+
+
+def num_tiles(length: int) -> int:
+    """Tiles of a sequence."""
+    return -(-length // TILE)
+
+
+def padded_poles(num_poles: int) -> int:
+    """Poles that the kernels compute: a power of two, at least 16, as tensor cores want."""
+    return max(16, 1 << (num_poles - 1).bit_length())
+
+
+def say_copy(x: Tensor) -> None:
+    """Log, once, that an input is not read in place."""
+    global _said_copy
+    if not _said_copy:
+        _said_copy = True
+        _log.info(
+            "hyena_li copies its input to channel-first rows padded to 8 positions; strides %s of a"
+            " %s input do not allow to read it in place",
+            x.stride(),
+            tuple(x.shape),
+        )
+
+
+def channel_first(x: Tensor) -> Tensor:
+    """`x` `[B, L, C]` itself if its memory is channel-first in aligned, padded rows, else such a copy."""
+    B, L, C = x.shape
+    padded = padded_length(L)
+    last = x.storage_offset() + (B - 1) * x.stride(0) + (C - 1) * x.stride(2) + padded
+    if (
+        (x.stride(1) == 1 or L == 1)
+        and x.stride(2) >= padded
+        and x.stride(2) % 8 == 0
+        and (B == 1 or x.stride(0) % 8 == 0)
+        and x.data_ptr() % 16 == 0
+        and last * x.element_size() <= x.untyped_storage().nbytes()
+    ):
+        return x
+    say_copy(x)
+    rows = x.new_zeros((B, C, padded))
+    rows[:, :, :L] = x.transpose(1, 2)
+    return rows[:, :, :L].transpose(1, 2)
+
+
+def launch_forward(
+    qkv: Tensor,
+    featurizer: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    skip: Tensor,
+    feature_tail: Tensor | None,
+    modal: Tensor | None,
+    *,
+    save_states: bool,
+    return_modal: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Run the forward kernel.
+
+    Args:
+        qkv: `[B, L, 3D]`, of any strides; read in place when `channel_first` allows.
+        feature_tail: Last two inputs before this chunk, `[B, 2, 3D]`, or None for zeros.
+        modal: State before this chunk, `[B, D, N]`, or None for zeros.
+        save_states: Whether to return the state entering each tile.
+        return_modal: Whether to return the state after the last position.
+
+    Returns:
+        `[B, L, D]` with contiguous positions; `[B, D, tiles, NP]` fp32 or None; `[B, D, N]` fp32 or None.
+    """
+    qkv = channel_first(qkv)
+    B, L, channels = qkv.shape
+    D, N = log_poles.shape
+    assert channels == 3 * D
+    rows = qkv.new_empty((B, D, padded_length(L)))
+    new_float = {"dtype": torch.float32, "device": qkv.device}
+    tile_states = (
+        torch.empty((B, D, num_tiles(L), padded_poles(N)), **new_float) if save_states else None
+    )
+    modal_end = torch.empty((B, D, N), **new_float) if return_modal else None
+    config = select("hyena_li_forward", qkv.device)
+    hyena_li_forward_kernel[(D, B)](
+        qkv,
+        featurizer.contiguous(),
+        log_poles.contiguous(),
+        residues.contiguous(),
+        skip.contiguous(),
+        qkv if feature_tail is None else feature_tail.contiguous(),
+        log_poles if modal is None else modal.contiguous(),
+        rows,
+        log_poles if tile_states is None else tile_states,
+        log_poles if modal_end is None else modal_end,
+        L,
+        qkv.stride(0),
+        qkv.stride(2),
+        D=D,
+        N=N,
+        NP=padded_poles(N),
+        M=CHUNKS_PER_TILE,
+        C=CHUNK,
+        HAS_TAIL=feature_tail is not None,
+        HAS_MODAL=modal is not None,
+        SAVE_STATES=save_states,
+        RETURN_MODAL=return_modal,
+        SPLIT_Z=qkv.dtype != torch.bfloat16,
+        UPCAST=interpreting(),
+        **config.launch_arguments(),
+    )
+    return rows[:, :, :L].transpose(1, 2), tile_states, modal_end
+
+
+def launch_end_state(
+    qkv: Tensor,
+    featurizer: Tensor,
+    log_poles: Tensor,
+    feature_tail: Tensor | None,
+    modal: Tensor | None,
+) -> Tensor:
+    """State after the last position, `[B, D, N]` fp32, from k and v alone; as `launch_forward`."""
+    qkv = channel_first(qkv)
+    B, L, _ = qkv.shape
+    D, N = log_poles.shape
+    modal_end = torch.empty((B, D, N), dtype=torch.float32, device=qkv.device)
+    config = select("hyena_li_end_state", qkv.device)
+    hyena_li_end_state_kernel[(D, B)](
+        qkv,
+        featurizer.contiguous(),
+        log_poles.contiguous(),
+        qkv if feature_tail is None else feature_tail.contiguous(),
+        log_poles if modal is None else modal.contiguous(),
+        modal_end,
+        L,
+        qkv.stride(0),
+        qkv.stride(2),
+        D=D,
+        N=N,
+        NP=padded_poles(N),
+        M=CHUNKS_PER_TILE,
+        C=CHUNK,
+        HAS_TAIL=feature_tail is not None,
+        HAS_MODAL=modal is not None,
+        SPLIT_Z=qkv.dtype != torch.bfloat16,
+        UPCAST=interpreting(),
+        **config.launch_arguments(),
+    )
+    return modal_end
+
+
+def launch_step(
+    qkv: Tensor,
+    featurizer: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    skip: Tensor,
+    feature_tail: Tensor | None,
+    modal: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A few positions by the recurrence; `[B, L, D]`, the feature tail and the modal state after them.
+
+    `feature_tail` and `modal` are both given or both None (zeros); `qkv` may have any strides.
+    """
+    B, L, _ = qkv.shape
+    D, N = log_poles.shape
+    y = qkv.new_empty((B, L, D))
+    tail_end = qkv.new_empty((B, 2, 3 * D))
+    modal_end = torch.empty((B, D, N), dtype=torch.float32, device=qkv.device)
+    config = select("hyena_li_step", qkv.device)
+    hyena_li_step_kernel[(triton.cdiv(D, config.constants["BD"]), B)](
+        qkv,
+        featurizer.contiguous(),
+        log_poles.contiguous(),
+        residues.contiguous(),
+        skip.contiguous(),
+        qkv if feature_tail is None else feature_tail.contiguous(),
+        log_poles if modal is None else modal.contiguous(),
+        y,
+        tail_end,
+        modal_end,
+        L,
+        qkv.stride(0),
+        qkv.stride(1),
+        qkv.stride(2),
+        D=D,
+        N=N,
+        NP=padded_poles(N),
+        HAS_STATE=modal is not None,
+        **config.launch_arguments(),
+    )
+    return y, tail_end, modal_end
