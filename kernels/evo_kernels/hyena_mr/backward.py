@@ -131,8 +131,8 @@ def hyena_mr_backward_query_kernel(
     for t in range(-2, 0):
         pt = p + t * (BT * 3 * D)
         r = row + t * BT
-        k = load_phases(pt + D, ptail + D, r, L, ok, D, U, HAS_STATE)
-        v = load_phases(pt + 2 * D, ptail + 2 * D, r, L, ok, D, U, HAS_STATE)
+        k = load_phases(pt + D, ptail + D, r, L, ok, D, U, HAS_STATE, True)
+        v = load_phases(pt + 2 * D, ptail + 2 * D, r, L, ok, D, U, HAS_STATE, True)
         zs = ()
         for u in tl.static_range(U):
             z = tl.where(r + u >= 0, fir3(k, wk, u) * fir3(v, wv, u), 0.0)

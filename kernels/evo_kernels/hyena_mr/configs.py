@@ -27,3 +27,11 @@ register(
         "default": KernelConfig({"N": 32, "U": 4}, num_warps=4),
     },
 )
+
+register(
+    "hyena_mr_step_forward",
+    {
+        "sm_90": KernelConfig({"BD": 32}, num_warps=4),
+        "default": KernelConfig({"BD": 32}, num_warps=4),
+    },
+)
