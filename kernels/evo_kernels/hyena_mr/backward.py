@@ -237,7 +237,11 @@ def hyena_mr_backward_query_kernel(
         low1, high1 = diagonal_sums(t1, BT)
         low2, high2 = diagonal_sums(t2, BT)
         j = tl.arange(0, BT)
-        ph = dh + ((b * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)) * K
+        ph = (
+            dh
+            + ((b * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0))
+            * K
+        )
         tl.store(ph + j, low0 + high1, mask=j < K)
         tl.store(ph + BT + j, low1 + high2, mask=j + BT < K)
         tl.store(ph + 2 * BT + j, low2, mask=j + 2 * BT < K)
@@ -423,12 +427,14 @@ def launch_backward(
     tail: Tensor | None,
     gated: Tensor | None,
     dgated: Tensor | None,
+    with_filter: bool = True,
     segment: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run the backward kernels.
 
     Args:
         dgated: Gradient of the new gated state, `[B, K - 1, D]` float32, or None.
+        with_filter: Whether to compute the gradient of h; it is empty otherwise.
 
     Returns:
         Gradients of qkv, featurizer `[3D, 3]`, h, skip, and the incoming tail `[B, 2, 3D]` in
@@ -463,7 +469,8 @@ def launch_backward(
     parts = B * grid[1] * segments
     dtaps = qkv.new_zeros((parts, 3, 3, D), dtype=torch.float32)
     dskip = qkv.new_empty((parts, D), dtype=torch.float32)
-    dh = qkv.new_empty((B * grid[1], grid[0], K), dtype=torch.float32)
+    partial_filters = (B * grid[1], grid[0], K) if with_filter else (0,)
+    dh = qkv.new_empty(partial_filters, dtype=torch.float32)
     hyena_mr_backward_query_kernel[grid](
         qkv,
         dy,
@@ -480,7 +487,7 @@ def launch_backward(
         L,
         rows,
         DQ=True,
-        DH=True,
+        DH=with_filter,
         **shared,
         **arguments,
     )
@@ -503,7 +510,9 @@ def launch_backward(
         **arguments,
     )
     dfeaturizer = dtaps.sum(0).permute(0, 2, 1).reshape(3 * D, 3)
-    return dqkv, dfeaturizer, dh.view(B * grid[1], G, -1, K).sum((0, 2)), dskip.sum(0), dtail
+    if with_filter:
+        dh = dh.view(len(dh), G, -1, K).sum((0, 2))
+    return dqkv, dfeaturizer, dh, dskip.sum(0), dtail
 
 
 def backward_segment_rows(B: int, L: int, blocks: int, segments: int) -> int:

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+import evo_kernels.hyena_mr.configs  # noqa: F401  (fills the launch table)
 from evo_kernels.backend import interpreting
 from evo_kernels.launch import select
 
@@ -126,7 +127,15 @@ def fir_taps(w, c, ok):
 
 @triton.jit
 def load_phases(
-    p, tail, row, L, ok, D: tl.constexpr, U: tl.constexpr, HAS_STATE: tl.constexpr, EARLY: tl.constexpr = False
+    p,
+    tail,
+    row,
+    L,
+    ok,
+    D: tl.constexpr,
+    U: tl.constexpr,
+    HAS_STATE: tl.constexpr,
+    EARLY: tl.constexpr = False,
 ):
     """Raw inputs of phases -2 .. U-1, as stored; rows before 0 come from the tail of the state.
 
@@ -153,9 +162,7 @@ def load_phases(
 def fir3(x, w, u: tl.constexpr):
     """Featurizer output of phase u from the raw phases."""
     return (
-        w[0] * x[u + 2].to(tl.float32)
-        + w[1] * x[u + 1].to(tl.float32)
-        + w[2] * x[u].to(tl.float32)
+        w[0] * x[u + 2].to(tl.float32) + w[1] * x[u + 1].to(tl.float32) + w[2] * x[u].to(tl.float32)
     )
 
 
@@ -390,7 +397,9 @@ def hyena_mr_step_forward_kernel(
     pg = gated + b * (K - 1) * D + c[None, :]
     taps = h + (c // GS * K)[None, :]
     k = row_fir3(x + D, px + D, fir_taps(featurizer, c + D, okc), t, L, ok, D, HAS_STATE)
-    v = row_fir3(x + 2 * D, px + 2 * D, fir_taps(featurizer, c + 2 * D, okc), t, L, ok, D, HAS_STATE)
+    v = row_fir3(
+        x + 2 * D, px + 2 * D, fir_taps(featurizer, c + 2 * D, okc), t, L, ok, D, HAS_STATE
+    )
     q = row_fir3(x, px, fir_taps(featurizer, c, okc), t, L, ok, D, HAS_STATE)
     z = tl.where(t < L, k * v, 0.0)
     z16 = z.to(tl.bfloat16).to(tl.float32)
@@ -406,7 +415,9 @@ def hyena_mr_step_forward_kernel(
             inside = (lag < K) & (r < K - 1) & ok
             s += tl.sum(tl.load(taps + lag, mask=inside, other=0.0).to(tl.float32) * past, 0)
         sums += tl.where(t == step, s[None, :], 0.0)
-    tl.store(y + b * L * D + t * D + c[None, :], (q * sums).to(y.dtype.element_ty), mask=(t < L) & ok)
+    tl.store(
+        y + b * L * D + t * D + c[None, :], (q * sums).to(y.dtype.element_ty), mask=(t < L) & ok
+    )
     if KEEP_STATE:
         pn = new_gated + b * (K - 1) * D + c[None, :]
         moved = (r < K - 1 - L) & ok
