@@ -31,6 +31,7 @@ from evo_kernels.hyena_li.tiles import (
     filter_head,
     fir8,
     high_low,
+    high_low_by_bits,
     into_state,
     join8,
     load_before,
@@ -119,10 +120,11 @@ def hyena_li_forward_kernel(
     d = tl.program_id(0)
     b = tl.program_id(1)
     bd = b.to(tl.int64) * D + d
-    row_stride = stride_c.to(tl.int64) // 8 * 8
-    q_row = qkv + b * (stride_b.to(tl.int64) // 8 * 8) + d * row_stride
-    k_row = q_row + D * row_stride
-    v_row = k_row + D * row_stride
+    row = (stride_c // 8 * 8) * d.to(tl.int64)
+    block = (stride_c // 8 * 8) * tl.full((), D, tl.int64)
+    q_row = qkv + b.to(tl.int64) * (stride_b // 8 * 8) + row
+    k_row = q_row + block
+    v_row = k_row + block
     y_row = y + bd * (tl.cdiv(L, 8) * 8)
     q_tail = tail + b * 6 * D + d
     q_taps = load_taps(featurizer, d)
@@ -131,7 +133,9 @@ def hyena_li_forward_kernel(
     skip_d = tl.load(skip + d).to(tl.float32)
 
     log_pole, residue = load_poles(log_poles, residues, d, N, NP)
-    t_high, t_low = high_low(toeplitz(filter_head(log_pole, residue, C), C), UPCAST)
+    # The skip is one more tap at lag 0.
+    h = filter_head(log_pole, residue, C) + tl.where(tl.arange(0, C) == 0, skip_d, 0.0)
+    t_high, t_low = high_low(toeplitz(h, C), UPCAST)
     v_high, v_low = high_low(into_state(log_pole, C), UPCAST)
     w_high, w_low = high_low(out_of_state(log_pole, residue, C), UPCAST)
     decay1, decay8, decay64, to_group = chunk_decays(log_poles, d, C, N, NP)
@@ -152,11 +156,13 @@ def hyena_li_forward_kernel(
         z = gate(k, k6, k7, k_taps, v, v6, v7, v_taps, t0, L, M, C)
         q = load_tile(q_row, t0, L, M, C)
         q6, q7 = load_before(q_row, q_tail, t0, L, 3 * D, M, C, HAS_TAIL)
-        z_high = dot_operand(z, UPCAST)
+        if SPLIT_Z:
+            z_high, z_low = high_low_by_bits(z, UPCAST)
+        else:
+            z_high = dot_operand(z, UPCAST)
         added = tl.dot(z_high, v_high)
         added = tl.dot(z_high, v_low, acc=added)
         if SPLIT_Z:
-            _, z_low = high_low(z, UPCAST)
             added = tl.dot(z_low, v_high, acc=added)
         if RETURN_MODAL:
             if t0 + M * C >= L:
@@ -171,16 +177,10 @@ def hyena_li_forward_kernel(
         acc = tl.dot(s_high, w_high, acc=acc)
         acc = tl.dot(s_low, w_high, acc=acc)
         acc = tl.dot(s_high, w_low, acc=acc)
-        # In phases like q and z, so that the accumulator alone changes its layout.
+        # In phases like q, so that the accumulator alone changes its layout.
         q0, q1, q2, q3, q4, q5, q6, q7 = fir8(q, q6, q7, q_taps[0], q_taps[1], q_taps[2])
         a0, a1, a2, a3, a4, a5, a6, a7 = split8(acc)
-        z0, z1, z2, z3, z4, z5, z6, z7 = split8(z)
-        gated = join8(
-            q0 * (a0 + skip_d * z0), q1 * (a1 + skip_d * z1),
-            q2 * (a2 + skip_d * z2), q3 * (a3 + skip_d * z3),
-            q4 * (a4 + skip_d * z4), q5 * (a5 + skip_d * z5),
-            q6 * (a6 + skip_d * z6), q7 * (a7 + skip_d * z7),
-        )  # fmt: skip
+        gated = join8(q0 * a0, q1 * a1, q2 * a2, q3 * a3, q4 * a4, q5 * a5, q6 * a6, q7 * a7)
         position = t0 + tl.arange(0, M)[:, None] * C + tl.arange(0, C)[None, :]
         tl.store(y_row + position, gated.to(y.dtype.element_ty), mask=position // 8 * 8 < L)
     if RETURN_MODAL:
@@ -200,9 +200,11 @@ def hyena_li_end_state_kernel(
     d = tl.program_id(0)
     b = tl.program_id(1)
     bd = b.to(tl.int64) * D + d
-    row_stride = stride_c.to(tl.int64) // 8 * 8
-    k_row = qkv + b * (stride_b.to(tl.int64) // 8 * 8) + (D + d) * row_stride
-    v_row = k_row + D * row_stride
+    block = (stride_c // 8 * 8) * tl.full((), D, tl.int64)
+    k_row = (
+        qkv + b.to(tl.int64) * (stride_b // 8 * 8) + (stride_c // 8 * 8) * d.to(tl.int64) + block
+    )
+    v_row = k_row + block
     k_tail = tail + b * 6 * D + D + d
     k_taps = load_taps(featurizer, D + d)
     v_taps = load_taps(featurizer, 2 * D + d)
@@ -219,7 +221,7 @@ def hyena_li_end_state_kernel(
         v = load_tile(v_row, t0, L, M, C)
         v6, v7 = load_before(v_row, k_tail + D, t0, L, 3 * D, M, C, HAS_TAIL)
         z = gate(k, k6, k7, k_taps, v, v6, v7, v_taps, t0, L, M, C)
-        z_high, z_low = high_low(z, UPCAST)
+        z_high, z_low = high_low_by_bits(z, UPCAST)
         added = tl.dot(z_high, v_high)
         added = tl.dot(z_high, v_low, acc=added)
         if SPLIT_Z:
@@ -275,10 +277,10 @@ def hyena_li_step_kernel(
     n = tl.arange(0, NP)
     ok = d < D
     poles_ok = ok[:, None] & (n < N)[None, :]
-    channel_stride = stride_c.to(tl.int64)
-    q = qkv + b * stride_b + d * channel_stride
-    k = q + D * channel_stride
-    v = k + D * channel_stride
+    block_stride = stride_c * tl.full((), D, tl.int64)
+    q = qkv + b * stride_b + d.to(tl.int64) * stride_c
+    k = q + block_stride
+    v = k + block_stride
     q_tail = tail + b * 6 * D + d
     log_pole = tl.load(log_poles + d[:, None] * N + n[None, :], mask=poles_ok, other=0.0)
     residue = tl.load(residues + d[:, None] * N + n[None, :], mask=poles_ok, other=0.0)
@@ -302,7 +304,7 @@ def hyena_li_step_kernel(
     for block in tl.static_range(3):
         for i in tl.static_range(2):
             x = load_step(
-                q + block * D * channel_stride,
+                q + block * block_stride,
                 q_tail + block * D,
                 L - 2 + i,
                 stride_l,
@@ -420,9 +422,8 @@ def launch_forward(
         HAS_MODAL=modal is not None,
         SAVE_STATES=save_states,
         RETURN_MODAL=return_modal,
-        SPLIT_Z=qkv.dtype != torch.bfloat16,
         UPCAST=interpreting(),
-        **config.launch_arguments(),
+        **{"SPLIT_Z": 1, **config.launch_arguments()},
     )
     return rows[:, :, :L].transpose(1, 2), tile_states, modal_end
 
@@ -457,9 +458,8 @@ def launch_end_state(
         C=CHUNK,
         HAS_TAIL=feature_tail is not None,
         HAS_MODAL=modal is not None,
-        SPLIT_Z=qkv.dtype != torch.bfloat16,
         UPCAST=interpreting(),
-        **config.launch_arguments(),
+        **{"SPLIT_Z": 1, **config.launch_arguments()},
     )
     return modal_end
 

@@ -119,6 +119,17 @@ def high_low(x, UPCAST: tl.constexpr):
 
 
 @triton.jit
+def high_low_by_bits(x, UPCAST: tl.constexpr):
+    """As `high_low`, with the high part cut off instead of rounded: one bit less, half the instructions."""
+    high = (x.to(tl.int32, bitcast=True) & -65536).to(tl.float32, bitcast=True)
+    low = (x - high).to(tl.bfloat16)
+    if UPCAST:
+        return high, low.to(tl.float32)
+    else:
+        return high.to(tl.bfloat16), low
+
+
+@triton.jit
 def dot_operand(x, UPCAST: tl.constexpr):
     """fp32 rounded to one bf16 operand."""
     y = x.to(tl.bfloat16)
