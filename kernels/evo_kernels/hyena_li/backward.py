@@ -37,14 +37,11 @@ from evo_kernels.hyena_li.tiles import (
     chunk_states,
     dot_operand,
     filter_head,
-    fir8,
     high_low,
     into_state,
     join8,
-    load_before,
     load_poles,
     load_taps,
-    load_tile,
     split8,
     toeplitz,
 )
@@ -52,26 +49,92 @@ from evo_kernels.launch import select
 
 
 @triton.jit
-def _load_raw(row, tail, t0, L, tail_stride, M: tl.constexpr, C: tl.constexpr, HAS_TAIL: tl.constexpr,
-              RAGGED: tl.constexpr):
-    """A tile of raw inputs `[M, C]` and the two positions before each group of eight."""
-    x = load_tile(row, t0, L, M, C)
-    xm2, xm1 = load_before(row, tail, t0, L, tail_stride, M, C, HAS_TAIL)
-    if RAGGED:
-        # The padding of a row may hold anything.
-        position = t0 + tl.arange(0, M)[:, None] * C + tl.arange(0, C)[None, :]
-        x = tl.where(position < L, x, tl.zeros_like(x))
-    return x, xm2, xm1
+def _halves(words):
+    """The two bfloat16 of each 32-bit word, as fp32."""
+    low = (words << 16).to(tl.float32, bitcast=True)
+    high = (words & -65536).to(tl.float32, bitcast=True)
+    return low, high
 
 
 @triton.jit
-def _load_dy(row, t0, L, M: tl.constexpr, C: tl.constexpr, RAGGED: tl.constexpr):
-    """A tile of the outputs' gradient, zero from position L on."""
-    x = load_tile(row, t0, L, M, C)
+def _load8(row, t0, L, M: tl.constexpr, C: tl.constexpr, RAGGED: tl.constexpr):
+    """Positions `t0 ...` of a row as eight phases `[M, C/8]` in fp32, zero from L on.
+
+    The tile's start goes into the pointer, so that what remains are offsets known at compile time.
+    """
+    if row.dtype.element_ty == tl.bfloat16:
+        # As words: two instructions take a pair apart.
+        word = tl.arange(0, M)[:, None] * (C // 2) + tl.arange(0, C // 2)[None, :]
+        start = (row + t0).to(tl.pointer_type(tl.int32), bitcast=True)
+        x = tl.load(start + word, mask=word // 4 * 8 < L - t0, other=0)
+        even, odd = tl.split(tl.reshape(x, (M, C // 8, 2, 2)))
+        x01, x45 = tl.split(even)
+        x23, x67 = tl.split(odd)
+        phases = _halves(x01) + _halves(x23) + _halves(x45) + _halves(x67)
+    else:
+        offset = tl.arange(0, M)[:, None] * C + tl.arange(0, C)[None, :]
+        x = tl.load(row + t0 + offset, mask=offset // 8 * 8 < L - t0, other=0.0)
+        phases = split8(x.to(tl.float32))
     if RAGGED:
-        position = t0 + tl.arange(0, M)[:, None] * C + tl.arange(0, C)[None, :]
-        x = tl.where(position < L, x, tl.zeros_like(x))
-    return x
+        # The padding of a row may hold anything.
+        group = tl.arange(0, M)[:, None] * C + tl.arange(0, C // 8)[None, :] * 8
+        inside = ()
+        for p in tl.static_range(8):
+            inside = inside + (tl.where(group + p < L - t0, phases[p], 0.0),)
+        return inside
+    else:
+        return phases
+
+
+@triton.jit
+def _load_before(
+    row, tail, t0, L, tail_stride, M: tl.constexpr, C: tl.constexpr, HAS_TAIL: tl.constexpr
+):
+    """The two positions before each group of eight, in fp32, each `[M, C/8]`.
+
+    Positions before the chunk come from `tail` (two values, `tail_stride` apart) or are zero.
+    """
+    # Pairs contiguous in memory: their layout is then that of the tile's groups.
+    pair = tl.arange(0, C // 4)[None, :]
+    group = tl.arange(0, M)[:, None] * C + pair // 2 * 8
+    inside = (group + t0 > 0) & (group < L - t0)
+    if row.dtype.element_ty == tl.bfloat16:
+        start = (row + t0 - 4).to(tl.pointer_type(tl.int32), bitcast=True)
+        x = tl.load(start + group // 2 + pair % 2, mask=inside, other=0)
+        _, x = tl.split(tl.reshape(x, (M, C // 8, 2)))
+        xm2, xm1 = _halves(x)
+    else:
+        x = tl.load(row + t0 - 2 + group + pair % 2, mask=inside, other=0.0).to(tl.float32)
+        xm2, xm1 = tl.split(tl.reshape(x, (M, C // 8, 2)))
+    if HAS_TAIL:
+        at_start = tl.arange(0, M)[:, None] * C + tl.arange(0, C // 8)[None, :] + t0 == 0
+        xm2 = tl.where(at_start, tl.load(tail).to(tl.float32), xm2)
+        xm1 = tl.where(at_start, tl.load(tail + tail_stride).to(tl.float32), xm1)
+    return xm2, xm1
+
+
+@triton.jit
+def _fir(x, before, w):
+    """Causal 3-tap FIR of eight phases, given the two positions before each group; w is lag 0 first."""
+    padded = before + x
+    y = ()
+    for p in tl.static_range(8):
+        y = y + (w[0] * padded[p + 2] + w[1] * padded[p + 1] + w[2] * padded[p],)
+    return y
+
+
+@triton.jit
+def _times(x, y):
+    """Products of eight phases."""
+    product = ()
+    for p in tl.static_range(8):
+        product = product + (x[p] * y[p],)
+    return product
+
+
+@triton.jit
+def _join(x):
+    return join8(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7])
 
 
 @triton.jit
@@ -93,28 +156,57 @@ def _operands(x, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def _next_group2(x0, x1, edges, has_right, M: tl.constexpr, C: tl.constexpr):
-    """Phases 0 and 1 of the next group of eight.
-
-    The first group leaves its own in `edges[0:2]`; after the last group come `edges[8:10]`, which the
-    tile to the right has left there.
-    """
+def _leave_edges(d, edges, M: tl.constexpr, C: tl.constexpr):
+    """Write phases 0 and 1 of every 32nd group of eight: what `_next_group` cannot reach in its warp."""
     G: tl.constexpr = M * C // 8
-    pairs = tl.join(tl.reshape(x0, (G,)), tl.reshape(x1, (G,)))
+    pairs = tl.join(tl.reshape(d[0], (G,)), tl.reshape(d[1], (G,)))
     i = tl.arange(0, G)[:, None]
     pair = tl.arange(0, 2)[None, :]
-    tl.store(edges + pair + 0 * i, pairs, mask=(i == 0) & (pair < 2))
-    beyond = tl.load(edges + 8 + pair, mask=has_right & (pair < 2), other=0.0)
-    following = tl.broadcast_to(tl.minimum(i + 1, G - 1), (G, 2))
-    y = tl.where(i == G - 1, beyond, tl.gather(pairs, following, 0))
+    tl.store(edges + i // 32 * 2 + pair, pairs, mask=(i % 32 == 0) & (pair < 2))
+
+
+@triton.jit
+def _next_group(d, edges, has_right, M: tl.constexpr, C: tl.constexpr):
+    """Phases 0 and 1 of the next group of eight: from the neighbour in the warp, or from the edges.
+
+    The edges of the tile to the right follow those of this tile.
+    """
+    G: tl.constexpr = M * C // 8
+    i = tl.arange(0, G)[:, None]
+    pair = tl.arange(0, 2)[None, :]
+    at_edge = i % 32 == 31
+    outside = (i == G - 1) & (has_right == 0)
+    beyond = tl.load(
+        edges + i // 32 * 2 + 2 + pair, mask=at_edge & (outside == 0) & (pair < 2), other=0.0
+    )
+    following = tl.broadcast_to(((tl.arange(0, 32) + 1) % 32)[None, :], (G // 32, 32))
+    y0 = tl.gather(tl.reshape(d[0], (G // 32, 32)), following, 1)
+    y1 = tl.gather(tl.reshape(d[1], (G // 32, 32)), following, 1)
+    y = tl.where(at_edge, beyond, tl.join(tl.reshape(y0, (G,)), tl.reshape(y1, (G,))))
     y0, y1 = tl.split(y)
     return tl.reshape(y0, (M, C // 8)), tl.reshape(y1, (M, C // 8))
 
 
 @triton.jit
-def _featurizer_adjoint(d, x_row, tail, w, acc, edges, dx, t0, L, tail_stride, has_right, M: tl.constexpr,
-                        C: tl.constexpr, HAS_TAIL: tl.constexpr, RAGGED: tl.constexpr, NEED_INPUT: tl.constexpr,
-                        NEED_WEIGHTS: tl.constexpr):
+def _featurizer_adjoint(
+    d,
+    x_row,
+    tail,
+    w,
+    acc,
+    edges,
+    dx,
+    t0,
+    L,
+    tail_stride,
+    has_right,
+    M: tl.constexpr,
+    C: tl.constexpr,
+    HAS_TAIL: tl.constexpr,
+    RAGGED: tl.constexpr,
+    NEED_INPUT: tl.constexpr,
+    NEED_WEIGHTS: tl.constexpr,
+):
     """Store `dx[t] = sum_j w[j] d[t + j]` of a tile and add `sum_t d[t] x[t - j]` to the taps' sums.
 
     The raw inputs are loaded here once more, from a cache, because there are no registers to keep them.
@@ -123,33 +215,28 @@ def _featurizer_adjoint(d, x_row, tail, w, acc, edges, dx, t0, L, tail_stride, h
         d: Gradient of the features, eight phases.
         x_row, tail: Raw inputs of the channel, and the two before them.
         w, acc: Three taps, and the sums that belong to them.
-        edges: Where tiles leave `d` of their first two positions for the tile to their left.
+        edges: What `_leave_edges` has left of this tile.
         dx: Row of gradients.
         has_right: Whether there is a tile to the right.
     """
-    d0, d1, d2, d3, d4, d5, d6, d7 = d
-    w0, w1, w2 = w
-    a0, a1, a2 = acc
-    d8, d9 = _next_group2(d0, d1, edges, has_right, M, C)
     if NEED_INPUT:
-        y = join8(
-            w0 * d0 + w1 * d1 + w2 * d2,
-            w0 * d1 + w1 * d2 + w2 * d3,
-            w0 * d2 + w1 * d3 + w2 * d4,
-            w0 * d3 + w1 * d4 + w2 * d5,
-            w0 * d4 + w1 * d5 + w2 * d6,
-            w0 * d5 + w1 * d6 + w2 * d7,
-            w0 * d6 + w1 * d7 + w2 * d8,
-            w0 * d7 + w1 * d8 + w2 * d9,
-        )
-        position = t0 + tl.arange(0, M)[:, None] * C + tl.arange(0, C)[None, :]
-        tl.store(dx + position, y.to(dx.dtype.element_ty), mask=position // 8 * 8 < L)
+        ahead = d + _next_group(d, edges, has_right, M, C)
+        y = ()
+        for p in tl.static_range(8):
+            y = y + (w[0] * ahead[p] + w[1] * ahead[p + 1] + w[2] * ahead[p + 2],)
+        offset = tl.arange(0, M)[:, None] * C + tl.arange(0, C)[None, :]
+        tl.store(dx + t0 + offset, _join(y).to(dx.dtype.element_ty), mask=offset // 8 * 8 < L - t0)
+    a0, a1, a2 = acc
     if NEED_WEIGHTS:
-        x, xm2, xm1 = _load_raw(x_row, tail, t0, L, tail_stride, M, C, HAS_TAIL, RAGGED)
-        x0, x1, x2, x3, x4, x5, x6, x7 = split8(x.to(tl.float32))
-        s0 = d0 * x0 + d1 * x1 + d2 * x2 + d3 * x3 + d4 * x4 + d5 * x5 + d6 * x6 + d7 * x7
-        s1 = d0 * xm1 + d1 * x0 + d2 * x1 + d3 * x2 + d4 * x3 + d5 * x4 + d6 * x5 + d7 * x6
-        s2 = d0 * xm2 + d1 * xm1 + d2 * x0 + d3 * x1 + d4 * x2 + d5 * x3 + d6 * x4 + d7 * x5
+        before = _load_before(x_row, tail, t0, L, tail_stride, M, C, HAS_TAIL)
+        x = before + _load8(x_row, t0, L, M, C, RAGGED)
+        s0 = d[0] * x[2]
+        s1 = d[0] * x[1]
+        s2 = d[0] * x[0]
+        for p in tl.static_range(1, 8):
+            s0 += d[p] * x[p + 2]
+            s1 += d[p] * x[p + 1]
+            s2 += d[p] * x[p]
         # Rows 16 apart belong to one thread.
         a0 += tl.sum(tl.reshape(s0, (M // 16, 16, C // 8)), 0)
         a1 += tl.sum(tl.reshape(s1, (M // 16, 16, C // 8)), 0)
@@ -161,12 +248,41 @@ def _featurizer_adjoint(d, x_row, tail, w, acc, edges, dx, t0, L, tail_stride, h
     "L", "num_tiles", "dy_batch", "dy_channel", "qkv_batch", "qkv_channel", "dqkv_channel",
 ])  # fmt: skip
 def hyena_li_backward_kernel(
-    dy, qkv, featurizer, log_poles, residues, skip, tile_states, tail, d_modal_end,
-    dqkv, edges, d_modal, last_state, dfeaturizer, dlog_poles, dresidues, dskip,
-    L, num_tiles, dy_batch, dy_channel, qkv_batch, qkv_channel, dqkv_channel,
-    D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, C: tl.constexpr, M: tl.constexpr,
-    HAS_TAIL: tl.constexpr, HAS_END: tl.constexpr, RAGGED: tl.constexpr,
-    NEED_INPUT: tl.constexpr, NEED_WEIGHTS: tl.constexpr, UPCAST: tl.constexpr,
+    dy,
+    qkv,
+    featurizer,
+    log_poles,
+    residues,
+    skip,
+    tile_states,
+    tail,
+    d_modal_end,
+    dqkv,
+    edges,
+    d_modal,
+    last_state,
+    dfeaturizer,
+    dlog_poles,
+    dresidues,
+    dskip,
+    L,
+    num_tiles,
+    dy_batch,
+    dy_channel,
+    qkv_batch,
+    qkv_channel,
+    dqkv_channel,
+    D: tl.constexpr,
+    N: tl.constexpr,
+    NP: tl.constexpr,
+    C: tl.constexpr,
+    M: tl.constexpr,
+    HAS_TAIL: tl.constexpr,
+    HAS_END: tl.constexpr,
+    RAGGED: tl.constexpr,
+    NEED_INPUT: tl.constexpr,
+    NEED_WEIGHTS: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     """All gradients of one channel of one sequence; the strides of rows are in units of eight."""
     channel = tl.program_id(0)
@@ -185,8 +301,10 @@ def hyena_li_backward_kernel(
     k_tail = q_tail + D
     v_tail = q_tail + 2 * D
     tile_state = tile_states + pair * num_tiles * NP
-    edge = edges + pair * num_tiles * 8  # two edges of q, k and v a tile, in three planes
-    plane = tl.num_programs(1).to(tl.int64) * D * num_tiles * 8
+    EDGES: tl.constexpr = M * C // 256 * 2
+    q_edges = edges + pair * num_tiles * EDGES
+    k_edges = q_edges + tl.num_programs(1).to(tl.int64) * D * num_tiles * EDGES
+    v_edges = k_edges + tl.num_programs(1).to(tl.int64) * D * num_tiles * EDGES
 
     wq = load_taps(featurizer, c)
     wk = load_taps(featurizer, c + D)
@@ -222,8 +340,8 @@ def hyena_li_backward_kernel(
         e_end = d_end * tl.exp(log_pole * length)
     if NEED_WEIGHTS:
         dT = tl.zeros((C, C), tl.float32)
-        through_R = tl.zeros((M, NP), tl.float32)
-        through_pole = tl.zeros((M, NP), tl.float32)
+        through_R = tl.zeros((M // 16, 8, NP), tl.float32)
+        through_pole = tl.zeros((M // 16, 8, NP), tl.float32)
     nothing = tl.zeros((16, C // 8), tl.float32)
     aq = (nothing, nothing, nothing)
     ak = (nothing, nothing, nothing)
@@ -233,14 +351,11 @@ def hyena_li_backward_kernel(
         tile = num_tiles - 1 - step
         t0 = tile * (M * C)
         # The adjoint side first: k and v then have their features once, for the gate and for its gradient.
-        q, qm2, qm1 = _load_raw(q_row, q_tail, t0, L, D * 3, M, C, HAS_TAIL, RAGGED)
-        dy0, dy1, dy2, dy3, dy4, dy5, dy6, dy7 = split8(_load_dy(dy_row, t0, L, M, C, RAGGED).to(tl.float32))
-        k, km2, km1 = _load_raw(k_row, k_tail, t0, L, D * 3, M, C, HAS_TAIL, RAGGED)
-        v, vm2, vm1 = _load_raw(v_row, v_tail, t0, L, D * 3, M, C, HAS_TAIL, RAGGED)
-        q0, q1, q2, q3, q4, q5, q6, q7 = fir8(q, qm2, qm1, wq[0], wq[1], wq[2])
-        g = _operand(join8(dy0 * q0, dy1 * q1, dy2 * q2, dy3 * q3, dy4 * q4, dy5 * q5, dy6 * q6, dy7 * q7), UPCAST)
-        e_unit = tl.dot(g, tl.trans(Pl), acc=tl.dot(g, tl.trans(Ph)))
-        e = e_unit * residue[None, :]
+        q = _load8(q_row, t0, L, M, C, RAGGED)
+        q_before = _load_before(q_row, q_tail, t0, L, D * 3, M, C, HAS_TAIL)
+        dy8 = _load8(dy_row, t0, L, M, C, RAGGED)
+        g = _operand(_join(_times(dy8, _fir(q, q_before, wq))), UPCAST)
+        e = tl.dot(g, tl.trans(Ph), acc=tl.dot(g, tl.trans(Pl))) * residue[None, :]
         if HAS_END:
             in_last = tile * M + m == last_chunk
             e = tl.where(in_last[:, None], e + e_end[None, :], e)
@@ -252,39 +367,102 @@ def hyena_li_backward_kernel(
         dz = tl.dot(Ah, tl.trans(Vl), acc=dz)
         if HAS_END:
             dz = tl.where(in_last[:, None], dz + dz_end[None, :], dz)
-        z0, z1, z2, z3, z4, z5, z6, z7 = split8(dz)
-        k0, k1, k2, k3, k4, k5, k6, k7 = fir8(k, km2, km1, wk[0], wk[1], wk[2])
-        v0, v1, v2, v3, v4, v5, v6, v7 = fir8(v, vm2, vm1, wv[0], wv[1], wv[2])
-        z = _operand(join8(k0 * v0, k1 * v1, k2 * v2, k3 * v3, k4 * v4, k5 * v5, k6 * v6, k7 * v7), UPCAST)
-        dk = (z0 * v0, z1 * v1, z2 * v2, z3 * v3, z4 * v4, z5 * v5, z6 * v6, z7 * v7)
-        dv = (z0 * k0, z1 * k1, z2 * k2, z3 * k3, z4 * k4, z5 * k5, z6 * k6, z7 * k7)
-        ak = _featurizer_adjoint(dk, k_row, k_tail, wk, ak, edge + plane + tile * 8, dk_row, t0, L, D * 3, step > 0,
-                                 M, C, HAS_TAIL, RAGGED, NEED_INPUT, NEED_WEIGHTS)
-        av = _featurizer_adjoint(dv, v_row, v_tail, wv, av, edge + 2 * plane + tile * 8, dv_row, t0, L, D * 3, step > 0,
-                                 M, C, HAS_TAIL, RAGGED, NEED_INPUT, NEED_WEIGHTS)
+        k = _load8(k_row, t0, L, M, C, RAGGED)
+        k = _fir(k, _load_before(k_row, k_tail, t0, L, D * 3, M, C, HAS_TAIL), wk)
+        v = _load8(v_row, t0, L, M, C, RAGGED)
+        v = _fir(v, _load_before(v_row, v_tail, t0, L, D * 3, M, C, HAS_TAIL), wv)
+        z = _operand(_join(_times(k, v)), UPCAST)
+        dz8 = split8(dz)
+        dk = _times(dz8, v)
+        dv = _times(dz8, k)
+        _leave_edges(dk, k_edges + tile * EDGES, M, C)
+        _leave_edges(dv, v_edges + tile * EDGES, M, C)
+        tl.debug_barrier()
+        ak = _featurizer_adjoint(
+            dk,
+            k_row,
+            k_tail,
+            wk,
+            ak,
+            k_edges + tile * EDGES,
+            dk_row,
+            t0,
+            L,
+            D * 3,
+            step > 0,
+            M,
+            C,
+            HAS_TAIL,
+            RAGGED,
+            NEED_INPUT,
+            NEED_WEIGHTS,
+        )
+        av = _featurizer_adjoint(
+            dv,
+            v_row,
+            v_tail,
+            wv,
+            av,
+            v_edges + tile * EDGES,
+            dv_row,
+            t0,
+            L,
+            D * 3,
+            step > 0,
+            M,
+            C,
+            HAS_TAIL,
+            RAGGED,
+            NEED_INPUT,
+            NEED_WEIGHTS,
+        )
 
         u = tl.dot(z, Vl, acc=tl.dot(z, Vh))
         entering = tl.load(tile_state + tile * NP + n)
-        S, _ = chunk_states(u, tl.broadcast_to(entering[None, :], (8, NP)), decay1, decay8, decay64, from_left)
+        S, _ = chunk_states(
+            u, tl.broadcast_to(entering[None, :], (8, NP)), decay1, decay8, decay64, from_left
+        )
         SR = S * residue[None, :]
         if NEED_WEIGHTS:
             if HAS_END:
-                tl.store(last_state + pair * NP + n[None, :] + tl.zeros((M, NP), tl.int32), S, mask=in_last[:, None])
+                tl.store(
+                    last_state + pair * NP + n[None, :] + tl.zeros((M, NP), tl.int32),
+                    S,
+                    mask=in_last[:, None],
+                )
             dT = tl.dot(tl.trans(z), g, acc=dT)
-            through_R += S * e_unit
-            through_pole += SR * tl.dot(g, tl.trans(Q)) + A * (tl.dot(z, U) + across[None, :] * S)
+            # Made again rather than kept; rows 8 apart belong to one thread.
+            to_R = S * tl.dot(g, tl.trans(Pl), acc=tl.dot(g, tl.trans(Ph)))
+            to_pole = SR * tl.dot(g, tl.trans(Q)) + A * (tl.dot(z, U) + across[None, :] * S)
+            through_R += tl.sum(tl.reshape(to_R, (M // 16, 2, 8, NP)), 1)
+            through_pole += tl.sum(tl.reshape(to_pole, (M // 16, 2, 8, NP)), 1)
         Sh, Sl = _operands(SR, UPCAST)
         y = tl.dot(z, Tl, acc=tl.dot(z, Th))
         y = tl.dot(Sh, Ph, acc=y)
         y = tl.dot(Sl, Ph, acc=y)
         y = tl.dot(Sh, Pl, acc=y)
-        y0, y1, y2, y3, y4, y5, y6, y7 = split8(y)
-        dy0, dy1, dy2, dy3, dy4, dy5, dy6, dy7 = split8(_load_dy(dy_row, t0, L, M, C, RAGGED).to(tl.float32))
-        dq = (dy0 * y0, dy1 * y1, dy2 * y2, dy3 * y3, dy4 * y4, dy5 * y5, dy6 * y6, dy7 * y7)
-        aq = _featurizer_adjoint(dq, q_row, q_tail, wq, aq, edge + tile * 8, dq_row, t0, L, D * 3, step > 0,
-                                 M, C, HAS_TAIL, RAGGED, NEED_INPUT, NEED_WEIGHTS)
-        # The edges written by this tile are read by the next.
+        dq = _times(_load8(dy_row, t0, L, M, C, RAGGED), split8(y))
+        _leave_edges(dq, q_edges + tile * EDGES, M, C)
         tl.debug_barrier()
+        aq = _featurizer_adjoint(
+            dq,
+            q_row,
+            q_tail,
+            wq,
+            aq,
+            q_edges + tile * EDGES,
+            dq_row,
+            t0,
+            L,
+            D * 3,
+            step > 0,
+            M,
+            C,
+            HAS_TAIL,
+            RAGGED,
+            NEED_INPUT,
+            NEED_WEIGHTS,
+        )
 
     rows = tl.arange(0, 8)[:, None] + 0 * n[None, :]
     tl.store(d_modal + pair * N + n[None, :] + 0 * rows, carry, mask=(rows == 0) & (n[None, :] < N))
@@ -301,8 +479,10 @@ def hyena_li_backward_kernel(
         tl.store(dskip + pair, tl.sum(tl.where(j == 0, dh, 0.0), 0))
         lag_f = j.to(tl.float32)
         powers = tl.exp(lag_f[:, None] * log_pole[None, :]) * dh[:, None]
-        dR = tl.sum(powers, 0) + tl.sum(through_R, 0)
-        d_pole = residue * tl.sum(powers * lag_f[:, None], 0) + tl.sum(through_pole, 0)
+        dR = tl.sum(powers, 0) + tl.sum(tl.reshape(through_R, (M // 2, NP)), 0)
+        d_pole = residue * tl.sum(powers * lag_f[:, None], 0) + tl.sum(
+            tl.reshape(through_pole, (M // 2, NP)), 0
+        )
         tl.store(dresidues + pair * N + n, dR, mask=n < N)
         tl.store(dlog_poles + pair * N + n, d_pole, mask=n < N)
 
@@ -387,9 +567,11 @@ def launch_backward(
     f32 = {"dtype": torch.float32, "device": qkv.device}
     padded_length = (L + 7) // 8 * 8
     dqkv = qkv.new_empty((B, W, padded_length) if needs_input else (0,))
-    edges = torch.empty(3, B, D, tiles, 8, **f32)
+    edges = torch.empty(3, B, D, tiles, TILE // 256, 2, **f32)
     d_modal = torch.empty(B, D, N, **f32)
-    last_state = torch.empty((B, D, NP) if d_modal_end is not None and needs_weights else (0,), **f32)
+    last_state = torch.empty(
+        (B, D, NP) if d_modal_end is not None and needs_weights else (0,), **f32
+    )
     d_featurizer = torch.empty((B, W, 3) if needs_weights else (0,), **f32)
     d_log_poles = torch.empty((B, D, N) if needs_weights else (0,), **f32)
     d_residues = torch.empty((B, D, N) if needs_weights else (0,), **f32)
@@ -410,7 +592,7 @@ def launch_backward(
     )  # fmt: skip
     d_tail = qkv.new_empty(0)
     if feature_tail is not None:
-        first = edges[:, :, :, 0, :2].permute(1, 0, 2, 3).reshape(B, W, 2)
+        first = edges[:, :, :, 0, 0].permute(1, 0, 2, 3).reshape(B, W, 2)
         w1, w2 = featurizer[:, 1].float(), featurizer[:, 2].float()
         d_tail = torch.stack([w2 * first[..., 0], w1 * first[..., 0] + w2 * first[..., 1]], 1)
         d_tail = d_tail.to(feature_tail.dtype)
@@ -418,7 +600,9 @@ def launch_backward(
         dqkv = dqkv[:, :, :L].transpose(1, 2)
     if needs_weights:
         if d_end is not None:
-            d_log_poles += _end_pole_gradient(qkv, featurizer, feature_tail, log_poles, d_end, last_state[..., :N])
+            d_log_poles += _end_pole_gradient(
+                qkv, featurizer, feature_tail, log_poles, d_end, last_state[..., :N]
+            )
         d_featurizer, d_log_poles, d_residues, d_skip = (
             x[0] if B == 1 else x.sum(0) for x in (d_featurizer, d_log_poles, d_residues, d_skip)
         )
