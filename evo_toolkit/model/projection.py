@@ -9,8 +9,8 @@ from torch import Tensor, nn
 # Rows of a channel-first tensor start at multiples of so many positions: products of other lengths
 # are several times slower, and vector loads need it.
 _ROW_MULTIPLE = 8
-# Shorter chunks stay channel-last: the copy that a channel-first operator makes of them is small.
-_CHANNEL_FIRST_POSITIONS = 64
+# Shorter chunks stay channel-last: Hyena-LI takes them position by position.
+_CHANNEL_FIRST_POSITIONS = 17
 
 
 class Projection(nn.Linear):
@@ -58,8 +58,17 @@ def _from_channel_first(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     whole = _with_spare_positions(x)
     if whole is None:
         return F.linear(x.contiguous(), weight, bias)
-    rows = [F.linear(row, weight, bias) for row in whole]
-    y = rows[0][None] if len(rows) == 1 else torch.stack(rows)
+    if whole.shape[0] == 1:
+        return F.linear(whole[0], weight, bias)[None, :L]
+    # Row by row, since a batched product takes no bias along.
+    if torch.is_grad_enabled():
+        return torch.stack([F.linear(row, weight, bias) for row in whole])[:, :L]
+    y = x.new_empty((*whole.shape[:2], weight.shape[0]))
+    for row, out in zip(whole, y, strict=True):
+        if bias is None:
+            torch.mm(row, weight.t(), out=out)
+        else:
+            torch.addmm(bias, row, weight.t(), out=out)
     return y[:, :L]
 
 

@@ -14,6 +14,20 @@ import evo_kernels.attention_two_segment.configs  # noqa: F401  (fills the launc
 from evo_kernels.attention_two_segment.reference import attention_with_lse
 from evo_kernels.launch import select
 
+# Batch x queries x keys above which cuDNN's speed outweighs the 40 ms that it plans for every shape.
+_CUDNN_PAIRS = 2**27
+
+
+def prefers_cudnn(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> bool:
+    """Whether cuDNN's attention is right and faster for these `[B, H, L, E]` tensors."""
+    pairs = q.shape[0] * q.shape[2] * k.shape[2] // (2 if causal else 1)
+    if pairs < _CUDNN_PAIRS or (causal and q.shape[2] != k.shape[2]):
+        return False  # its causal mask is aligned with the first query and the first key
+    if torch.cuda.get_device_capability(q.device)[0] < 9:
+        return False
+    parameters = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, causal, False)
+    return torch.backends.cuda.can_use_cudnn_attention(parameters)
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
     """Fused softmax attention and the logarithm of its normaliser.
@@ -29,10 +43,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tenso
     if q.device.type == "cpu":  # the interpreter
         y, lse = attention_with_lse(q, k, v, causal)
         return y.to(q.dtype), lse.transpose(1, 2).contiguous()
-    # Flash attention aligns its causal mask with the last query and the last key.
-    y, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), 0.0, causal
-    )
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if prefers_cudnn(q, k, v, causal):
+        y, lse, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            q, k, v, None, True, 0.0, causal
+        )
+        lse = lse.flatten(2)
+    else:
+        # Flash attention aligns its causal mask with the last query and the last key.
+        y, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)
     return y.transpose(1, 2).contiguous(), lse.contiguous()
 
 

@@ -29,6 +29,8 @@ def why_unfused(hidden: Tensor, scale: Tensor, weight: Tensor) -> str:
     """Why the kernel cannot run on these tensors wherever it could otherwise, or ""."""
     if hidden.dtype != torch.bfloat16 and hidden.device.type == "cuda":
         return "its products take bfloat16 rows"
+    if hidden.shape[-1] % 8:
+        return f"{hidden.shape[-1]} channels are not a multiple of 8"
     if torch.is_grad_enabled() and any(x.requires_grad for x in (hidden, scale, weight)):
         return "gradients take the reference"
     return ""

@@ -1,0 +1,211 @@
+"""The operators around Hyena and attention against their float64 twins, on a GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from evo_kernels.attention_two_segment import attention_two_segment
+from evo_kernels.gated_product import gated_product
+from evo_kernels.rms_norm import add_rms_norm, rms_norm
+from evo_kernels.rotary import rotary
+from evo_kernels.testing import INPUT_GRADIENT_BOUND, OUTPUT_BOUND
+from evo_kernels.token_log_probs import token_log_probs
+from evo_toolkit.model.attention import _causal, _causal_fused
+from evo_toolkit.model.projection import Projection
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="bfloat16 needs a GPU"
+)
+
+DTYPES = (torch.bfloat16, torch.float16)
+# Attention rounds its weights for their product and, in two segments, each result before the merge.
+ATTENTION_BOUND = 2.0
+
+
+def _randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return torch.randn(*shape, generator=generator, device="cuda").to(dtype)
+
+
+def _within(found: Tensor, exact: Tensor, bound: float) -> None:
+    """The error is at most `bound` times that of rounding the exact result."""
+    error = (found.double() - exact).norm()
+    assert float(error) <= bound * float((exact.to(found.dtype).double() - exact).norm()) + 1e-12
+
+
+def _compare(function: Callable[..., tuple[Tensor, ...]], inputs: tuple[Tensor, ...]) -> None:
+    """Outputs and gradients of the kernel against the twin in float64."""
+    found_inputs = [x.detach().requires_grad_() for x in inputs]
+    exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
+    found = function(*found_inputs, "triton")
+    exact = function(*exact_inputs, "reference")
+    weights = [_randn(*y.shape, seed=9 + i, dtype=y.dtype) for i, y in enumerate(found)]
+    gradients = torch.autograd.grad(found, found_inputs, weights)
+    exact_gradients = torch.autograd.grad(exact, exact_inputs, [w.double() for w in weights])
+    for y, wanted in zip(found, exact, strict=True):
+        _within(y, wanted, OUTPUT_BOUND)
+    for g, wanted in zip(gradients, exact_gradients, strict=True):
+        if g.dtype == torch.float32:
+            assert float((g - wanted).norm() / wanted.norm()) < 1e-5
+        else:
+            _within(g, wanted, INPUT_GRADIENT_BOUND)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 4096), (3, 37, 1920), (2, 700, 8192), (2, 5, 30)])
+def test_rms_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, scale = _randn(*shape, dtype=dtype), 1 + 0.1 * _randn(shape[-1], seed=1).float()
+    _compare(lambda x, s, backend: (rms_norm(x, s, 1e-6, backend=backend),), (x, scale))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1, 4096), (3, 37, 1920)])
+def test_add_rms_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    # Small whole numbers, whose sums need no rounding, so that float64 normalises the same rows.
+    x, added = (torch.randint(-8, 9, shape, device="cuda").to(dtype) for _ in "ab")
+    scale = 1 + 0.1 * _randn(shape[-1], seed=1).float()
+    _compare(
+        lambda x, a, s, backend: add_rms_norm(x, a, s, 1e-6, backend=backend),
+        (x, added, scale),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gelu", [False, True])
+def test_gated_product(gelu: bool, dtype: torch.dtype) -> None:
+    inputs = (_randn(3, 37, 11008, dtype=dtype), _randn(3, 37, 11008, dtype=dtype, seed=1))
+    _compare(lambda g, v, backend: (gated_product(g, v, gelu=gelu, backend=backend),), inputs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rotary_of_blocks(dtype: torch.dtype) -> None:
+    L, H, E = 129, 32, 128
+    angles = torch.arange(L, device="cuda")[:, None] * torch.rand(E // 2, device="cuda")
+
+    def turn(qkv: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+        q, k, _ = (x.reshape(2, L, H, E) for x in qkv.chunk(3, dim=-1))
+        cos, sin = (
+            f().to(torch.promote_types(q.dtype, torch.float32)) for f in (angles.cos, angles.sin)
+        )
+        return rotary(q, k, cos, sin, backend=backend)  # type: ignore[arg-type]
+
+    _compare(turn, (_randn(2, L, 3 * H * E, dtype=dtype),))
+
+
+@pytest.mark.parametrize("outlier", [1.0, 300.0])
+@pytest.mark.parametrize("rows, width", [(1, 4096), (9000, 1920), (100, 8192)])
+def test_log_probs_are_nearer_than_float32_products(rows: int, width: int, outlier: float) -> None:
+    hidden = _randn(rows, width)
+    hidden[:, 7] *= outlier
+    scale, weight = 1 + 0.1 * _randn(width, seed=1).float(), 0.02 * _randn(512, width, seed=2)
+    targets = torch.arange(rows, device="cuda") % 512
+    arguments = (scale, 1e-6, weight, targets)
+    exact = token_log_probs(hidden.double(), *arguments, backend="reference")
+    found = token_log_probs(hidden, *arguments, backend="triton")
+    assert torch.backends.cuda.matmul.fp32_precision != "tf32"
+    plain = token_log_probs(hidden.float(), *arguments, backend="reference")
+    error, plain_error = ((y - exact).square().mean().sqrt() for y in (found, plain))
+    # 3e-7: the last bit of a log-probability of about 6.
+    assert float(error) <= max(float(plain_error), 3e-7)
+
+
+@pytest.mark.parametrize(
+    "rows, length, prefix, own, heads, width",
+    [(3, 1, 5, 1, 4, 128), (2, 37, 300, 64, 4, 64), (5, 129, 1000, 129, 8, 128), (1, 7, 3, 9, 3, 24),
+     (2, 8200, 8300, 8200, 1, 64)],
+)  # fmt: skip
+def test_two_segment_attention(
+    rows: int, length: int, prefix: int, own: int, heads: int, width: int
+) -> None:
+    q, k, v = (_randn(rows, n, heads, width, seed=n) for n in (length, own, own + 1))
+    v = v[:, :own]
+    pk, pv = (_randn(1, prefix, heads, width, seed=3 + i) for i in (0, 1))
+    tensors = (q, pk, pv, k, v)
+    exact = attention_two_segment(*(x.double() for x in tensors), backend="reference")
+    _within(attention_two_segment(*tensors, backend="triton"), exact, ATTENTION_BOUND)
+
+
+def test_two_segment_attention_holds_no_scores() -> None:
+    A, L, P, H, E = 4, 256, 65_536, 32, 128
+    q, k, v = (_randn(A, L, H, E, seed=i) for i in range(3))
+    pk, pv = (_randn(1, P, H, E, seed=3 + i) for i in (0, 1))
+    attention_two_segment(q, pk, pv, k, v, backend="triton")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    attention_two_segment(q, pk, pv, k, v, backend="triton")
+    used = torch.cuda.max_memory_allocated() - before
+    assert used < 8 * q.numel() * q.element_size()
+
+
+@pytest.mark.parametrize(
+    "length, before", [(1, 0), (129, 0), (2100, 0), (1, 77), (37, 200), (16384, 8200)]
+)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_causal_attention(rows: int, length: int, before: int) -> None:
+    heads, width = (1, 64) if length > 4000 else (4, 64)
+    q = _randn(rows, length, heads, width)
+    k, v = (_randn(rows, before + length, heads, width, seed=1 + i) for i in (0, 1))
+    with torch.inference_mode():
+        found = _causal_fused(q, k, v)
+        exact = _causal(q.double(), k.double(), v.double())
+    _within(found, exact, ATTENTION_BOUND)
+
+
+@pytest.mark.parametrize("rows, length", [(1, 64), (1, 131), (3, 64), (3, 131)])
+def test_projections_in_either_layout(rows: int, length: int) -> None:
+    into, out = Projection(128, 384, bias=False), Projection(128, 128)
+    into.channel_first = out.takes_channel_first = True
+    into, out = (p.to("cuda", torch.bfloat16) for p in (into, out))
+    x = _randn(rows, length, 128)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            y = into(x)
+            assert y.stride(1) == 1 and y.stride(2) % 8 == 0
+            torch.testing.assert_close(y, F.linear(x, into.weight))
+            mixed = y[..., :128]
+            torch.testing.assert_close(out(mixed), F.linear(mixed, out.weight, out.bias))
+    loss = out(into(x)[..., :128]).float().square().sum()
+    wanted = F.linear(F.linear(x, into.weight)[..., :128], out.weight, out.bias)
+    parameters = (into.weight, out.weight, out.bias)
+    for g, w in zip(
+        torch.autograd.grad(loss, parameters),
+        torch.autograd.grad(wanted.float().square().sum(), parameters),
+        strict=True,
+    ):
+        assert float((g - w).float().norm() / w.float().norm()) < 1e-2
+
+
+def test_garbage_in_spare_positions_changes_nothing() -> None:
+    out = Projection(128, 128).to("cuda", torch.bfloat16)
+    out.takes_channel_first = True
+    storage = _randn(2, 128, 136)
+    x = storage[:, :, :131].transpose(1, 2)
+    with torch.no_grad():
+        wanted = out(x).clone()
+        storage[:, :, 131:] = float("nan")
+        assert torch.equal(out(x), wanted)
+
+
+def test_rows_are_bitwise_independent_of_their_mates() -> None:
+    x, added, scale = _randn(4, 129, 4096), _randn(4, 129, 4096, seed=1), _randn(4096, seed=2)
+    other = x.clone()
+    other[:2] = 7
+    for a, b in zip(
+        add_rms_norm(x, added, scale, 1e-6), add_rms_norm(other, added, scale, 1e-6), strict=True
+    ):
+        assert torch.equal(a[2:], b[2:])
+    weight, targets = (
+        0.02 * _randn(512, 4096, seed=3),
+        torch.zeros(516, dtype=torch.int64, device="cuda"),
+    )
+    one, two = (
+        token_log_probs(y.flatten(0, 1), scale, 1e-6, weight, targets, backend="triton")
+        for y in (x, other)
+    )
+    assert torch.equal(one.view(4, 129)[2:], two.view(4, 129)[2:])
