@@ -30,7 +30,7 @@ from evo_kernels import (
     hyena_se,
     short_conv,
 )
-from evo_kernels.backend import Backend
+from evo_kernels.backend import Backend, interpreting
 from evo_kernels.launch import KernelConfig, override, registered
 
 OUTPUT_BOUND = 1.5
@@ -41,6 +41,8 @@ FLOAT32_BOUND = 4e-3
 """Relative L2 of float32 gradients and of states that hold rounded products."""
 EXACT_STATE_BOUND = 1e-5
 """Relative L2 of states that hold float32 sums of a few products."""
+INTERPRETER_SLACK = 6.0
+"""What Triton's interpreter needs on top: it cuts bfloat16 off instead of rounding, always one way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,18 +271,20 @@ def errors(
     case: Case, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> dict[str, Error]:
     """Compare every output and gradient with the exact one."""
+    slack = INTERPRETER_SLACK if interpreting() else 1.0
     result = {}
     for name, value in found.items():
         rounded = value.dtype == case.dtype
         if rounded and name.startswith("grad."):
             # A handful of elements, each summed from several rounded terms, decides the largest.
-            bounds = INPUT_GRADIENT_BOUND, 2 * INPUT_GRADIENT_BOUND
+            l2, largest = INPUT_GRADIENT_BOUND, 2 * INPUT_GRADIENT_BOUND
         elif rounded:
-            bounds = OUTPUT_BOUND, OUTPUT_BOUND
+            l2, largest = OUTPUT_BOUND, OUTPUT_BOUND
         elif name.startswith("grad."):
-            bounds = FLOAT32_BOUND, float("inf")
+            l2, largest = FLOAT32_BOUND, float("inf")
         else:
-            bounds = OPERATORS[case.operator].state_bound, float("inf")
+            l2, largest = OPERATORS[case.operator].state_bound, float("inf")
+        bounds = l2 * slack, largest * slack
         result[name] = error(value, wanted[name], bounds, rounding=rounded)
     return result
 

@@ -18,14 +18,14 @@ from evo_kernels import testing
 from evo_kernels.testing import OPERATORS, Case
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DTYPE = torch.float16 if INTERPRETED else torch.bfloat16
+DTYPE = torch.bfloat16
 LENGTHS = [
     int(text)
     for text in os.environ.get("EVO_TEST_LENGTHS", "1,7,127,128,129,1000,8192,131072").split(",")
 ]
 SHORT = [length for length in LENGTHS if length <= 1000]
 MEDIUM = max(SHORT)
-WIDTH = 32 if INTERPRETED else 64
+WIDTH = 16 if INTERPRETED else 64
 NAMES = sorted(OPERATORS)
 GROUPED = ("hyena_mr", "hyena_se")
 

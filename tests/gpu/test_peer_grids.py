@@ -18,7 +18,7 @@ from evo_kernels import short_conv
 from evo_kernels.testing import FLOAT32_BOUND, INPUT_GRADIENT_BOUND, OUTPUT_BOUND, error, violations
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DTYPE = torch.float16 if INTERPRETED else torch.bfloat16
+DTYPE = torch.bfloat16
 
 # causal-conv1d, tests/test_causal_conv1d.py: batch 2, in a slice of a wider tensor.
 WIDTHS = (2, 3, 4)
