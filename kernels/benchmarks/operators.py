@@ -1,6 +1,6 @@
 """Speed of the operators, of the copy of the same memory, and of other projects' operators, in one run.
 
-    python kernels/benchmarks/operators.py [--lengths 8192 131072] [--no-peers] [--json FILE]
+    python kernels/benchmarks/operators.py [--lengths 8192 131072] [--peers] [--json FILE]
 
 Prints a Markdown table. Times are medians in ms on random bfloat16 data, B = 1, caches flushed
 before every repetition: by replay of a CUDA graph, and as eager PyTorch calls. "ps/elt" is the time
@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import argparse
 import functools
+import importlib.util
 import json
+import multiprocessing
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -114,11 +117,16 @@ def measure(row: Row, function: Function, inputs: list[Tensor]) -> Row:
 # --- Ours -------------------------------------------------------------------------------------
 
 
+def _channels(name: str, width: int) -> int:
+    """Channels of an operator in a model of a width: the featurizer alone filters q, k and v."""
+    return 3 * width if name == "short_conv" else width
+
+
 def is_right(name: str, width: int) -> str:
     """ "" if the operator agrees with its float64 twin here, or what is wrong."""
     try:
         for length, prefix in ((1, 150), (129, 0), (1000, 150)):
-            testing.check(Case(name, length, 1, width, GROUP, prefix), "cuda")
+            testing.check(Case(name, length, 1, _channels(name, width), GROUP, prefix), "cuda")
     except AssertionError as error:
         return str(error)
     return ""
@@ -126,9 +134,8 @@ def is_right(name: str, width: int) -> str:
 
 def ours(name: str, length: int, width: int) -> Row:
     """Time one operator as the model calls it: gradients of the input and of every parameter."""
-    # The featurizer alone filters all of q, k, v.
     blocks = 1 if name == "short_conv" else 3
-    channels = width * (3 if name == "short_conv" else 1)
+    channels = _channels(name, width)
     case = Case(name, length, 1, channels, GROUP)
     tensors = testing.make_inputs(case, "cuda")
     elements = length * channels
@@ -255,6 +262,13 @@ def peer(name: str, length: int, width: int) -> Row:
     return row
 
 
+def compile_peers(names: list[str], width: int) -> None:
+    """Compile what tunes itself in parallel processes; minutes one after the other."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(names), mp_context=context) as pool:
+        list(pool.map(peer, names, [2048] * len(names), [width] * len(names)))
+
+
 # --- Report -----------------------------------------------------------------------------------
 
 
@@ -297,7 +311,10 @@ def main() -> None:
     parser.add_argument("--operators", nargs="+", default=list(OPERATORS), choices=list(OPERATORS))
     parser.add_argument("--lengths", nargs="+", type=int, default=[2048, 8192, 32768, 131072])
     parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument(
+        "--peers", nargs="*", default=list(PEERS), choices=list(PEERS), metavar="PEER",
+        help="which of: " + "; ".join(PEERS) + " (default: all; none given: none)",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, help="write the figures here too")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -322,7 +339,10 @@ def main() -> None:
             else:
                 rows.append(ours(name, length, options.width))
             torch.cuda.empty_cache()
-    for name in [] if options.no_peers else PEERS:
+    tuned = [name for name in options.peers if name.endswith("(fla)")]
+    if tuned and importlib.util.find_spec("fla"):
+        compile_peers(tuned, options.width)
+    for name in options.peers:
         for length in options.lengths:
             rows.append(peer(name, length, options.width))
             torch.cuda.empty_cache()
