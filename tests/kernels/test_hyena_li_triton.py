@@ -181,6 +181,31 @@ def test_any_memory_layout(L: int) -> None:
         assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("state", [False, True])
+def test_operators_are_well_formed(state: bool) -> None:
+    """Schema, fake, autograd registration and aliasing, as torch checks them."""
+    D, N, L = 2, 5, 20
+    featurizer, log_poles, residues, skip = (
+        p.requires_grad_() if state else p for p in make_parameters(D, N)
+    )
+    x, before = make_inputs(1, L, D, N, torch.float32, state)
+    tail, modal = before or (None, None)
+    x = torch.nan_to_num(x)
+    operators = torch.ops.evo_kernels
+    torch.library.opcheck(
+        operators.hyena_li.default,
+        (x, featurizer, log_poles, residues, skip, tail, modal, state, state),
+    )
+    poles = log_poles.detach()
+    torch.library.opcheck(
+        operators.hyena_li_end_state.default, (x, featurizer.detach(), poles, tail, modal)
+    )
+    torch.library.opcheck(
+        operators.hyena_li_step_forward.default,
+        (x[:, :3], featurizer.detach(), poles, residues.detach(), skip.detach(), tail, modal),
+    )
+
+
 def test_slow_poles_and_padding() -> None:
     """20 poles, padded to 32, among them one that hardly decays and one that is gone in a step."""
     D, N, L = 1, 20, 300

@@ -27,7 +27,6 @@ from evo_kernels.hyena_li.tiles import (
     TILE,
     chunk_decays,
     chunk_states,
-    dot_operand,
     filter_head,
     fir8,
     high_low,
@@ -35,12 +34,12 @@ from evo_kernels.hyena_li.tiles import (
     into_state,
     join8,
     load_before,
-    load_feature,
     load_poles,
     load_taps,
     load_tile,
     out_of_state,
     split8,
+    state_at_end,
     toeplitz,
 )
 from evo_kernels.launch import select
@@ -50,54 +49,74 @@ _said_copy = False
 
 
 @triton.jit
-def gate(k, k6, k7, k_taps, v, v6, v7, v_taps, t0, L, M: tl.constexpr, C: tl.constexpr):
+def gate_tile(
+    k_row, v_row, k_taps, v_taps, k_tail, v_tail, tail_stride, t0, L,
+    M: tl.constexpr, C: tl.constexpr, HAS_TAIL: tl.constexpr, RAGGED: tl.constexpr,
+):  # fmt: skip
     """`z = k * v` of a tile after the featurizers, zero from position L on; `[M, C]` fp32."""
+    k = load_tile(k_row, t0, L, M, C, RAGGED)
+    k6, k7 = load_before(k_row, k_tail, t0, L, tail_stride, M, C, HAS_TAIL, RAGGED)
+    v = load_tile(v_row, t0, L, M, C, RAGGED)
+    v6, v7 = load_before(v_row, v_tail, t0, L, tail_stride, M, C, HAS_TAIL, RAGGED)
     k0, k1, k2, k3, k4, k5, k6, k7 = fir8(k, k6, k7, k_taps[0], k_taps[1], k_taps[2])
     v0, v1, v2, v3, v4, v5, v6, v7 = fir8(v, v6, v7, v_taps[0], v_taps[1], v_taps[2])
     z = join8(k0 * v0, k1 * v1, k2 * v2, k3 * v3, k4 * v4, k5 * v5, k6 * v6, k7 * v7)
-    if t0 + M * C > L:
+    if RAGGED:
         position = t0 + tl.arange(0, M)[:, None] * C + tl.arange(0, C)[None, :]
         z = tl.where(position < L, z, 0.0)
     return z
 
 
 @triton.jit
-def state_at_last_chunk(added, carry, log_pole, rest, M: tl.constexpr, C: tl.constexpr):
-    """What the last tile's whole chunks and its entering state leave after `rest` positions; `[NP]` fp32.
-
-    Args:
-        added: `[M, NP]`, what each chunk adds at its own end; chunks that the sequence does not fill
-            are left out. carry: State entering the tile, `[8, NP]`, rows alike.
-    """
-    after = rest - (tl.arange(0, M) + 1) * C
-    decay = tl.exp(tl.maximum(after, 0).to(tl.float32)[:, None] * log_pole[None, :])
-    whole = tl.sum(tl.where((after >= 0)[:, None], added * decay, 0.0), 0)
-    entered = tl.sum(tl.where((tl.arange(0, 8) == 0)[:, None], carry, 0.0), 0)
-    return whole + tl.exp(rest.to(tl.float32) * log_pole) * entered
+def added_to_states(z_high, z_low, v_high, v_low):
+    """What each chunk adds to the state, as seen at its end: `z V`, `[M, NP]` fp32."""
+    added = tl.dot(z_high, v_high)
+    added = tl.dot(z_high, v_low, acc=added)
+    return tl.dot(z_low, v_high, acc=added)
 
 
 @triton.jit
-def finish_state(
-    modal_end, log_poles, k_row, v_row, k_taps, v_taps, k_tail, v_tail, tail_stride, L,
-    N: tl.constexpr, NP: tl.constexpr, C: tl.constexpr, HAS_TAIL: tl.constexpr,
+def forward_tile(
+    q_row, k_row, v_row, y_row, q_tail, q_taps, k_taps, v_taps, operands, decays, carry, t0, L,
+    D: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
+    HAS_TAIL: tl.constexpr, UPCAST: tl.constexpr, RAGGED: tl.constexpr,
 ):  # fmt: skip
-    """Add to `modal_end` what a last, partly filled chunk leaves.
+    """Compute and store one tile; returns z, the state entering each chunk, and the new carry."""
+    t_high, t_low, v_high, v_low, w_high, w_low = operands
+    z = gate_tile(
+        k_row, v_row, k_taps, v_taps, q_tail + D, q_tail + 2 * D, 3 * D, t0, L, M, C, HAS_TAIL, RAGGED
+    )  # fmt: skip
+    q = load_tile(q_row, t0, L, M, C, RAGGED)
+    q6, q7 = load_before(q_row, q_tail, t0, L, 3 * D, M, C, HAS_TAIL, RAGGED)
+    z_high, z_low = high_low_by_bits(z, UPCAST)
+    added = added_to_states(z_high, z_low, v_high, v_low)
+    states, carry = chunk_states(added, carry, decays[0], decays[1], decays[2], decays[3])
+    s_high, s_low = high_low(states, UPCAST)
+    acc = tl.dot(z_high, t_high)
+    acc = tl.dot(z_high, t_low, acc=acc)
+    acc = tl.dot(z_low, t_high, acc=acc)
+    acc = tl.dot(s_high, w_high, acc=acc)
+    acc = tl.dot(s_low, w_high, acc=acc)
+    acc = tl.dot(s_high, w_low, acc=acc)
+    # In phases like q, so that the accumulator alone changes its layout.
+    q0, q1, q2, q3, q4, q5, q6, q7 = fir8(q, q6, q7, q_taps[0], q_taps[1], q_taps[2])
+    a0, a1, a2, a3, a4, a5, a6, a7 = split8(acc)
+    y = join8(q0 * a0, q1 * a1, q2 * a2, q3 * a3, q4 * a4, q5 * a5, q6 * a6, q7 * a7)
+    y = y.to(y_row.dtype.element_ty)
+    position = t0 + tl.arange(0, M)[:, None] * C + tl.arange(0, C)[None, :]
+    if RAGGED:
+        tl.store(y_row + position, y, mask=position // 8 * 8 < L)
+    else:
+        tl.store(y_row + position, y)
+    return z, states, carry
 
-    After the loop, so that its registers are free; the chunk is read once more.
-    """
-    if L % C > 0:
-        tl.debug_barrier()
-        n = tl.arange(0, NP)
-        before = tl.load(modal_end + n, mask=n < N, other=0.0)
-        log_pole = tl.load(log_poles + n, mask=n < N, other=-1.0).to(tl.float32)
-        position = L // C * C + tl.arange(0, C)
-        k = load_feature(k_row, k_tail, position, L, k_taps, tail_stride, HAS_TAIL)
-        v = load_feature(v_row, v_tail, position, L, v_taps, tail_stride, HAS_TAIL)
-        z = tl.where(position < L, k * v, 0.0)
-        after = tl.maximum(L - 1 - position, 0).to(tl.float32)
-        added = tl.sum(tl.exp(after[:, None] * log_pole[None, :]) * z[:, None], 0)
-        tl.debug_barrier()
-        tl.store(modal_end + n, before + added, mask=n < N)
+
+@triton.jit
+def store_carry(to, carry, N: tl.constexpr, NP: tl.constexpr):
+    """Store the N poles of a carry, of whose eight equal rows one is enough."""
+    n = tl.arange(0, NP)[None, :]
+    once = (tl.arange(0, 8)[:, None] == 0) & (n < N)
+    tl.store(tl.broadcast_to(to + n, (8, NP)), carry, mask=once)
 
 
 @triton.jit
@@ -106,8 +125,7 @@ def hyena_li_forward_kernel(
     L, stride_b, stride_c,
     D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
     HAS_TAIL: tl.constexpr, HAS_MODAL: tl.constexpr,
-    SAVE_STATES: tl.constexpr, RETURN_MODAL: tl.constexpr,
-    SPLIT_Z: tl.constexpr, UPCAST: tl.constexpr,
+    SAVE_STATES: tl.constexpr, RETURN_MODAL: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One channel of one sequence, from its first position to its last.
 
@@ -138,102 +156,81 @@ def hyena_li_forward_kernel(
     t_high, t_low = high_low(toeplitz(h, C), UPCAST)
     v_high, v_low = high_low(into_state(log_pole, C), UPCAST)
     w_high, w_low = high_low(out_of_state(log_pole, residue, C), UPCAST)
-    decay1, decay8, decay64, to_group = chunk_decays(log_poles, d, C, N, NP)
+    operands = (t_high, t_low, v_high, v_low, w_high, w_low)
+    decays = chunk_decays(log_poles, d, C, N, NP)
 
     n = tl.arange(0, NP)
     carry = tl.zeros((8, NP), tl.float32)
     if HAS_MODAL:
         carry += tl.load(modal + bd * N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-    for t0 in range(0, L, M * C):
+    states_row = tile_states + bd * tl.cdiv(L, M * C) * NP
+    whole = L // (M * C) * (M * C)
+    for t0 in range(0, whole, M * C):
         if SAVE_STATES:
-            tile = bd * tl.cdiv(L, M * C) + t0 // (M * C)
-            saved = tl.broadcast_to((tile_states + tile * NP + n)[None, :], (8, NP))
-            tl.store(saved, carry, mask=tl.broadcast_to((tl.arange(0, 8) == 0)[:, None], (8, NP)))
-        k = load_tile(k_row, t0, L, M, C)
-        k6, k7 = load_before(k_row, q_tail + D, t0, L, 3 * D, M, C, HAS_TAIL)
-        v = load_tile(v_row, t0, L, M, C)
-        v6, v7 = load_before(v_row, q_tail + 2 * D, t0, L, 3 * D, M, C, HAS_TAIL)
-        z = gate(k, k6, k7, k_taps, v, v6, v7, v_taps, t0, L, M, C)
-        q = load_tile(q_row, t0, L, M, C)
-        q6, q7 = load_before(q_row, q_tail, t0, L, 3 * D, M, C, HAS_TAIL)
-        if SPLIT_Z:
-            z_high, z_low = high_low_by_bits(z, UPCAST)
-        else:
-            z_high = dot_operand(z, UPCAST)
-        added = tl.dot(z_high, v_high)
-        added = tl.dot(z_high, v_low, acc=added)
-        if SPLIT_Z:
-            added = tl.dot(z_low, v_high, acc=added)
-        if RETURN_MODAL:
-            if t0 + M * C >= L:
-                left = state_at_last_chunk(added, carry, log_pole, L - t0, M, C)
-                tl.store(modal_end + bd * N + n, left, mask=n < N)
-        states, carry = chunk_states(added, carry, decay1, decay8, decay64, to_group)
-        s_high, s_low = high_low(states, UPCAST)
-        acc = tl.dot(z_high, t_high)
-        acc = tl.dot(z_high, t_low, acc=acc)
-        if SPLIT_Z:
-            acc = tl.dot(z_low, t_high, acc=acc)
-        acc = tl.dot(s_high, w_high, acc=acc)
-        acc = tl.dot(s_low, w_high, acc=acc)
-        acc = tl.dot(s_high, w_low, acc=acc)
-        # In phases like q, so that the accumulator alone changes its layout.
-        q0, q1, q2, q3, q4, q5, q6, q7 = fir8(q, q6, q7, q_taps[0], q_taps[1], q_taps[2])
-        a0, a1, a2, a3, a4, a5, a6, a7 = split8(acc)
-        gated = join8(q0 * a0, q1 * a1, q2 * a2, q3 * a3, q4 * a4, q5 * a5, q6 * a6, q7 * a7)
-        position = t0 + tl.arange(0, M)[:, None] * C + tl.arange(0, C)[None, :]
-        tl.store(y_row + position, gated.to(y.dtype.element_ty), mask=position // 8 * 8 < L)
-    if RETURN_MODAL:
-        finish_state(
-            modal_end + bd * N, log_poles + d * N, k_row, v_row, k_taps, v_taps,
-            q_tail + D, q_tail + 2 * D, 3 * D, L, N, NP, C, HAS_TAIL,
+            store_carry(states_row + t0 // (M * C) * NP, carry, NP, NP)
+        _, _, carry = forward_tile(
+            q_row, k_row, v_row, y_row, q_tail, q_taps, k_taps, v_taps, operands, decays, carry,
+            t0, L, D, M, C, HAS_TAIL, UPCAST, RAGGED=False,
         )  # fmt: skip
+    # Apart, so that neither masks nor the state inside a chunk burden the loop.
+    if whole < L:
+        if SAVE_STATES:
+            store_carry(states_row + whole // (M * C) * NP, carry, NP, NP)
+        z, states, _ = forward_tile(
+            q_row, k_row, v_row, y_row, q_tail, q_taps, k_taps, v_taps, operands, decays, carry,
+            whole, L, D, M, C, HAS_TAIL, UPCAST, RAGGED=True,
+        )  # fmt: skip
+        if RETURN_MODAL:
+            end = state_at_end(states, z, log_pole, whole, L, M, C)
+            tl.store(modal_end + bd * N + n, end, mask=n < N)
+    elif RETURN_MODAL:
+        store_carry(modal_end + bd * N, carry, N, NP)
 
 
 @triton.jit
 def hyena_li_end_state_kernel(
     qkv, featurizer, log_poles, tail, modal, modal_end, L, stride_b, stride_c,
     D: tl.constexpr, N: tl.constexpr, NP: tl.constexpr, M: tl.constexpr, C: tl.constexpr,
-    HAS_TAIL: tl.constexpr, HAS_MODAL: tl.constexpr, SPLIT_Z: tl.constexpr, UPCAST: tl.constexpr,
+    HAS_TAIL: tl.constexpr, HAS_MODAL: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """What the forward kernel leaves in `modal_end`, from k and v alone; arguments as there."""
     d = tl.program_id(0)
     b = tl.program_id(1)
     bd = b.to(tl.int64) * D + d
     block = (stride_c // 8 * 8) * tl.full((), D, tl.int64)
-    k_row = (
-        qkv + b.to(tl.int64) * (stride_b // 8 * 8) + (stride_c // 8 * 8) * d.to(tl.int64) + block
-    )
+    row = (stride_c // 8 * 8) * d.to(tl.int64)
+    k_row = qkv + b.to(tl.int64) * (stride_b // 8 * 8) + row + block
     v_row = k_row + block
     k_tail = tail + b * 6 * D + D + d
+    v_tail = k_tail + D
     k_taps = load_taps(featurizer, D + d)
     v_taps = load_taps(featurizer, 2 * D + d)
     n = tl.arange(0, NP)
     log_pole = tl.load(log_poles + d * N + n, mask=n < N, other=-1.0).to(tl.float32)
     v_high, v_low = high_low(into_state(log_pole, C), UPCAST)
-    decay1, decay8, decay64, to_group = chunk_decays(log_poles, d, C, N, NP)
+    decays = chunk_decays(log_poles, d, C, N, NP)
     carry = tl.zeros((8, NP), tl.float32)
     if HAS_MODAL:
         carry += tl.load(modal + bd * N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-    for t0 in range(0, L, M * C):
-        k = load_tile(k_row, t0, L, M, C)
-        k6, k7 = load_before(k_row, k_tail, t0, L, 3 * D, M, C, HAS_TAIL)
-        v = load_tile(v_row, t0, L, M, C)
-        v6, v7 = load_before(v_row, k_tail + D, t0, L, 3 * D, M, C, HAS_TAIL)
-        z = gate(k, k6, k7, k_taps, v, v6, v7, v_taps, t0, L, M, C)
+    whole = L // (M * C) * (M * C)
+    for t0 in range(0, whole, M * C):
+        z = gate_tile(
+            k_row, v_row, k_taps, v_taps, k_tail, v_tail, 3 * D, t0, L, M, C, HAS_TAIL, RAGGED=False
+        )  # fmt: skip
         z_high, z_low = high_low_by_bits(z, UPCAST)
-        added = tl.dot(z_high, v_high)
-        added = tl.dot(z_high, v_low, acc=added)
-        if SPLIT_Z:
-            added = tl.dot(z_low, v_high, acc=added)
-        if t0 + M * C >= L:
-            left = state_at_last_chunk(added, carry, log_pole, L - t0, M, C)
-            tl.store(modal_end + bd * N + n, left, mask=n < N)
-        _, carry = chunk_states(added, carry, decay1, decay8, decay64, to_group)
-    finish_state(
-        modal_end + bd * N, log_poles + d * N, k_row, v_row, k_taps, v_taps,
-        k_tail, k_tail + D, 3 * D, L, N, NP, C, HAS_TAIL,
-    )  # fmt: skip
+        added = added_to_states(z_high, z_low, v_high, v_low)
+        _, carry = chunk_states(added, carry, decays[0], decays[1], decays[2], decays[3])
+    if whole < L:
+        z = gate_tile(
+            k_row, v_row, k_taps, v_taps, k_tail, v_tail, 3 * D, whole, L, M, C, HAS_TAIL, RAGGED=True
+        )  # fmt: skip
+        z_high, z_low = high_low_by_bits(z, UPCAST)
+        added = added_to_states(z_high, z_low, v_high, v_low)
+        states, _ = chunk_states(added, carry, decays[0], decays[1], decays[2], decays[3])
+        end = state_at_end(states, z, log_pole, whole, L, M, C)
+        tl.store(modal_end + bd * N + n, end, mask=n < N)
+    else:
+        store_carry(modal_end + bd * N, carry, N, NP)
 
 
 @triton.jit
@@ -423,7 +420,7 @@ def launch_forward(
         SAVE_STATES=save_states,
         RETURN_MODAL=return_modal,
         UPCAST=interpreting(),
-        **{"SPLIT_Z": 1, **config.launch_arguments()},
+        **config.launch_arguments(),
     )
     return rows[:, :, :L].transpose(1, 2), tile_states, modal_end
 
@@ -459,7 +456,7 @@ def launch_end_state(
         HAS_TAIL=feature_tail is not None,
         HAS_MODAL=modal is not None,
         UPCAST=interpreting(),
-        **{"SPLIT_Z": 1, **config.launch_arguments()},
+        **config.launch_arguments(),
     )
     return modal_end
 

@@ -51,31 +51,38 @@ def join8(x0, x1, x2, x3, x4, x5, x6, x7):
 
 
 @triton.jit
-def load_tile(row, t0, L, M: tl.constexpr, C: tl.constexpr):
+def load_tile(row, t0, L, M: tl.constexpr, C: tl.constexpr, RAGGED: tl.constexpr = True):
     """Positions `t0 ...` of a row as `[M, C]`, in its own dtype.
 
-    Whole groups of eight are loaded while their first position is below L: rows are padded to eight
-    positions, and the caller masks what it makes of positions from L on.
+    In a ragged tile, whole groups of eight are loaded while their first position is below L: rows are
+    padded to eight positions, and the caller masks what it makes of positions from L on.
     """
     position = t0 + tl.arange(0, M)[:, None] * C + tl.arange(0, C)[None, :]
-    return tl.load(row + position, mask=position // 8 * 8 < L, other=0.0)
+    if RAGGED:
+        return tl.load(row + position, mask=position // 8 * 8 < L, other=0.0)
+    else:
+        return tl.load(row + position)
 
 
 @triton.jit
 def load_before(
-    row, tail, t0, L, tail_stride, M: tl.constexpr, C: tl.constexpr, HAS_TAIL: tl.constexpr
-):
+    row, tail, t0, L, tail_stride, M: tl.constexpr, C: tl.constexpr, HAS_TAIL: tl.constexpr,
+    RAGGED: tl.constexpr = True,
+):  # fmt: skip
     """The two positions before each group of eight, in fp32: `x[8 g - 2]`, `x[8 g - 1]`, each `[M, C/8]`.
 
     Positions before the chunk come from `tail` (two values, `tail_stride` apart) or are zero.
     """
     pair = tl.arange(0, C // 4)[None, :]
     group = t0 + tl.arange(0, M)[:, None] * C + pair // 2 * 8
-    position = group + pair % 2 - 2
-    x = tl.load(row + position, mask=(group > 0) & (group < L), other=0.0).to(tl.float32)
+    inside = group > 0
+    if RAGGED:
+        inside = inside & (group < L)
+    x = tl.load(row + group + pair % 2 - 2, mask=inside, other=0.0).to(tl.float32)
     if HAS_TAIL:
-        ends = tl.load(tail + pair % 2 * tail_stride).to(tl.float32)
-        x = tl.where(position < 0, ends, x)
+        if t0 == 0:
+            ends = tl.load(tail + pair % 2 * tail_stride).to(tl.float32)
+            x = tl.where(group == 0, ends, x)
     return tl.split(tl.reshape(x, (M, C // 8, 2)))
 
 
@@ -294,13 +301,20 @@ def chunk_states(added, carry, decay1, decay8, decay64, to_group, REVERSE: tl.co
 
 
 @triton.jit
-def load_feature(row, tail, position, L, w, tail_stride, HAS_TAIL: tl.constexpr):
-    """Featurizer output at some positions of a row, fp32; for a few values, all loads unaligned."""
-    y = tl.zeros(position.shape, tl.float32)
-    for lag in tl.static_range(3):
-        at = position - lag
-        x = tl.load(row + at, mask=(at >= 0) & (at < L), other=0.0).to(tl.float32)
-        if HAS_TAIL:
-            x += tl.load(tail + (at + 2) * tail_stride, mask=at < 0, other=0.0).to(tl.float32)
-        y += w[lag] * x
-    return y
+def state_at_end(entering, z, log_pole, t0, L, M: tl.constexpr, C: tl.constexpr):
+    """State after position L - 1, which lies in the tile at `t0`; `[NP]` fp32.
+
+    The end may lie inside a chunk: the state that entered it decays and what the chunk holds is
+    added, with non-negative powers alone.
+
+    Args:
+        entering: `[M, NP]`, from `chunk_states`; z: `[M, C]`, zero from position L on.
+    """
+    chunk = (L - 1 - t0) // C
+    held = L - t0 - chunk * C
+    here = (tl.arange(0, M) == chunk)[:, None]
+    left = tl.maximum(held - 1 - tl.arange(0, C), 0).to(tl.float32)
+    z_here = tl.sum(tl.where(here, z, 0.0), 0)
+    state = tl.sum(tl.exp(left[:, None] * log_pole[None, :]) * z_here[:, None], 0)
+    entered = tl.sum(tl.where(here, entering, 0.0), 0)
+    return state + tl.exp(held.to(tl.float32) * log_pole) * entered
