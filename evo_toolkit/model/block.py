@@ -9,6 +9,7 @@ from evo_toolkit.model.config import StripedHyena2Config
 from evo_toolkit.model.hyena import HyenaLI, HyenaMR, HyenaSE
 from evo_toolkit.model.mlp import GatedMLP
 from evo_toolkit.model.norm import RMSNorm
+from evo_toolkit.model.plain import is_plain
 from evo_toolkit.model.precision import PrecisionPolicy
 from evo_toolkit.model.projection import Projection
 from evo_toolkit.model.state import MixerState
@@ -53,4 +54,6 @@ class Block(nn.Module):
             self.projections(self.pre_norm(x)), state, return_state=return_state
         )
         x, normalised = self.post_norm.after_adding(x, self.out_projection(mixed))
-        return self.mlp(normalised) + x, new_state
+        if is_plain(self.post_norm, RMSNorm):
+            return self.mlp.add_to(x, normalised), new_state
+        return self.mlp(normalised) + x, new_state  # hooks may have kept x

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from evo_kernels.backend import Backend
 from evo_kernels.gated_product import gated_product
+from evo_toolkit.model.plain import is_plain
 from evo_toolkit.model.projection import Projection
 
 
@@ -26,5 +27,17 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, L, D]` to `[B, L, D]`."""
-        gated = gated_product(self.l1(x), self.l2(x), gelu=self.gelu, backend=self.backend)
-        return self.l3(gated)
+        return self.l3(self._gated(x))
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Return `forward(x) + residual`, which may be overwritten."""
+        if (
+            self.backend != "reference"
+            and is_plain(self, GatedMLP)
+            and is_plain(self.l3, Projection)
+        ):
+            return self.l3.add_to(residual, self._gated(x))
+        return self(x) + residual
+
+    def _gated(self, x: Tensor) -> Tensor:
+        return gated_product(self.l1(x), self.l2(x), gelu=self.gelu, backend=self.backend)
