@@ -25,7 +25,7 @@ LENGTHS = [
 ]
 SHORT = [length for length in LENGTHS if length <= 1000]
 MEDIUM = max(SHORT)
-WIDTH = 16 if INTERPRETED else 64
+WIDTH = 16 if INTERPRETED else 256
 NAMES = sorted(OPERATORS)
 GROUPED = ("hyena_mr", "hyena_se")
 
@@ -214,17 +214,21 @@ def _framed_by_nan(x: Tensor, pad: int) -> Tensor:
 def test_reads_and_writes_what_it_should(
     name: str, length: int, pad: int, device: torch.device
 ) -> None:
-    """NaN around every input (aligned and not) and in every fresh tensor changes no bit."""
+    """NaN around every input and in every fresh tensor: no bit changes, and none of it is read."""
     case = _case(name, length, batch=1)
     tensors = _tensors(case, device)
     expected, weights = testing.run(case, tensors, "triton")
+    wanted = testing.exact(case, tensors, weights)
     for surround in (_between_nan, _framed_by_nan):
         padded = {key: surround(value, pad) for key, value in tensors.items()}
         if name == "hyena_li":
             padded["x"] = surround(tensors["x"].transpose(1, 2), pad).transpose(1, 2)
         with _poisoned():
             found, _ = testing.run(case, padded, "triton", weights)
-        _same(found, expected)
+        if pad == 16:
+            _same(found, expected)
+        else:  # loads of another width, and with them another order of the sums
+            assert not testing.violations(testing.errors(case, found, wanted))
 
 
 def _same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -378,17 +382,20 @@ def test_rows_do_not_depend_on_each_other(name: str, length: int, device: torch.
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_that_nobody_wants_are_not_computed(name: str, device: torch.device) -> None:
-    """Frozen parameters change nothing in the gradients of the inputs."""
+    """Frozen parameters: the input's gradient is as right as before, and no other appears."""
     case = _case(name)
     tensors = _tensors(case, device)
-    expected, weights = testing.run(case, tensors, "triton")
+    _, weights = testing.run(case, tensors, "triton")
+    exact = testing.exact(case, tensors, weights)
     leaf = tensors["x"].detach().requires_grad_()
     y, end = testing.call(case, tensors | {"x": leaf}, "triton")
     ends = (end,) if isinstance(end, Tensor) else tuple(end)
-    wanted = {"y": y, **{f"end.{i}": tensor for i, tensor in enumerate(ends)}}
-    wanted = {key: value for key, value in wanted.items() if value.requires_grad}
-    (gradient,) = torch.autograd.grad(list(wanted.values()), leaf, [weights[key] for key in wanted])
-    assert torch.equal(gradient, expected["grad.x"])
+    outputs = {"y": y, **{f"end.{i}": tensor for i, tensor in enumerate(ends)}}
+    (gradient,) = torch.autograd.grad(
+        list(outputs.values()), leaf, [weights[key] for key in outputs]
+    )
+    assert not testing.violations(testing.errors(case, {"grad.x": gradient}, exact))
+    assert all(tensors[key].grad is None for key in OPERATORS[name].parameters)
 
 
 # --- PyTorch ----------------------------------------------------------------------------------
