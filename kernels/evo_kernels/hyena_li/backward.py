@@ -42,6 +42,7 @@ from evo_kernels.hyena_li.tiles import (
     join8,
     load_poles,
     load_taps,
+    out_of_state,
     split8,
     toeplitz,
 )
@@ -138,6 +139,16 @@ def _join(x):
 
 
 @triton.jit
+def _prefetch(row, t0, TILE: tl.constexpr):
+    """Ask for positions `t0 ...` of a row to be brought into the L2 cache."""
+    line: tl.constexpr = 1024 // row.dtype.element_ty.primitive_bitwidth
+    address = (row + t0 + tl.arange(0, TILE // line) * line).to(tl.int64)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def _operand(x, UPCAST: tl.constexpr):
     """One dot operand; `UPCAST == 2` keeps fp32, for exact tests in the interpreter."""
     if UPCAST == 2:
@@ -205,7 +216,7 @@ def _featurizer_adjoint(
     HAS_TAIL: tl.constexpr,
     RAGGED: tl.constexpr,
     NEED_INPUT: tl.constexpr,
-    NEED_WEIGHTS: tl.constexpr,
+    NEED_TAPS: tl.constexpr,
 ):
     """Store `dx[t] = sum_j w[j] d[t + j]` of a tile and add `sum_t d[t] x[t - j]` to the taps' sums.
 
@@ -227,7 +238,7 @@ def _featurizer_adjoint(
         offset = tl.arange(0, M)[:, None] * C + tl.arange(0, C)[None, :]
         tl.store(dx + t0 + offset, _join(y).to(dx.dtype.element_ty), mask=offset // 8 * 8 < L - t0)
     a0, a1, a2 = acc
-    if NEED_WEIGHTS:
+    if NEED_TAPS:
         before = _load_before(x_row, tail, t0, L, tail_stride, M, C, HAS_TAIL)
         x = before + _load8(x_row, t0, L, M, C, RAGGED)
         s0 = d[0] * x[2]
@@ -281,8 +292,11 @@ def hyena_li_backward_kernel(
     HAS_END: tl.constexpr,
     RAGGED: tl.constexpr,
     NEED_INPUT: tl.constexpr,
-    NEED_WEIGHTS: tl.constexpr,
+    NEED_TAPS: tl.constexpr,
+    NEED_FILTER: tl.constexpr,
     UPCAST: tl.constexpr,
+    PREFETCH: tl.constexpr,
+    SPLIT_Z: tl.constexpr,
 ):
     """All gradients of one channel of one sequence; the strides of rows are in units of eight."""
     channel = tl.program_id(0)
@@ -320,10 +334,7 @@ def hyena_li_backward_kernel(
     V = into_state(log_pole, C)
     Vh, Vl = _operands(V, UPCAST)
     U = _operand(V * (C - 1 - j).to(tl.float32)[:, None], UPCAST)
-    steps = (j + 1).to(tl.float32)
-    P = tl.exp(log_pole[:, None] * steps[None, :])
-    Ph, Pl = _operands(P, UPCAST)
-    Q = _operand(P * steps[None, :], UPCAST)
+    Wh, Wl = _operands(out_of_state(log_pole, residue, C), UPCAST)
     decay1, decay8, decay64, from_left = chunk_decays(log_poles, c, C, N, NP)
     _, _, _, from_right = chunk_decays(log_poles, c, C, N, NP, REVERSE=True)
     across = C * tl.exp(log_pole * C)
@@ -338,10 +349,10 @@ def hyena_li_backward_kernel(
         end_powers = tl.exp(tl.maximum(to_end, 0).to(tl.float32)[:, None] * log_pole[None, :])
         dz_end = tl.where(to_end >= 0, tl.sum(end_powers * d_end[None, :], 1), 0.0)
         e_end = d_end * tl.exp(log_pole * length)
-    if NEED_WEIGHTS:
+    if NEED_FILTER:
         dT = tl.zeros((C, C), tl.float32)
-        through_R = tl.zeros((M // 16, 8, NP), tl.float32)
-        through_pole = tl.zeros((M // 16, 8, NP), tl.float32)
+        dW = tl.zeros((C, NP), tl.float32)
+        through_state = tl.zeros((M // 16, 8, NP), tl.float32)
     nothing = tl.zeros((16, C // 8), tl.float32)
     aq = (nothing, nothing, nothing)
     ak = (nothing, nothing, nothing)
@@ -350,139 +361,158 @@ def hyena_li_backward_kernel(
     for step in range(0, num_tiles):
         tile = num_tiles - 1 - step
         t0 = tile * (M * C)
+        if PREFETCH:
+            ahead = tl.maximum(t0 - M * C, 0)
+            _prefetch(q_row, ahead, M * C)
+            _prefetch(dy_row, ahead, M * C)
+            _prefetch(k_row, ahead, M * C)
+            _prefetch(v_row, ahead, M * C)
         # The adjoint side first: k and v then have their features once, for the gate and for its gradient.
         q = _load8(q_row, t0, L, M, C, RAGGED)
         q_before = _load_before(q_row, q_tail, t0, L, D * 3, M, C, HAS_TAIL)
         dy8 = _load8(dy_row, t0, L, M, C, RAGGED)
         g = _operand(_join(_times(dy8, _fir(q, q_before, wq))), UPCAST)
-        e = tl.dot(g, tl.trans(Ph), acc=tl.dot(g, tl.trans(Pl))) * residue[None, :]
+        e = tl.dot(g, tl.trans(Wl), acc=tl.dot(g, tl.trans(Wh)))
         if HAS_END:
             in_last = tile * M + m == last_chunk
             e = tl.where(in_last[:, None], e + e_end[None, :], e)
         A, carry = chunk_states(e, carry, decay1, decay8, decay64, from_right, REVERSE=True)
-        Ah, Al = _operands(A, UPCAST)
-        dz = tl.dot(g, tl.trans(Tl), acc=tl.dot(g, tl.trans(Th)))
-        dz = tl.dot(Ah, tl.trans(Vh), acc=dz)
-        dz = tl.dot(Al, tl.trans(Vh), acc=dz)
-        dz = tl.dot(Ah, tl.trans(Vl), acc=dz)
-        if HAS_END:
-            dz = tl.where(in_last[:, None], dz + dz_end[None, :], dz)
+        if NEED_INPUT or NEED_TAPS:
+            Ah, Al = _operands(A, UPCAST)
+            dz = tl.dot(g, tl.trans(Tl), acc=tl.dot(g, tl.trans(Th)))
+            dz = tl.dot(Ah, tl.trans(Vh), acc=dz)
+            dz = tl.dot(Al, tl.trans(Vh), acc=dz)
+            dz = tl.dot(Ah, tl.trans(Vl), acc=dz)
+            if HAS_END:
+                dz = tl.where(in_last[:, None], dz + dz_end[None, :], dz)
+        tl.debug_barrier()  # nothing below is loaded earlier
         k = _load8(k_row, t0, L, M, C, RAGGED)
         k = _fir(k, _load_before(k_row, k_tail, t0, L, D * 3, M, C, HAS_TAIL), wk)
         v = _load8(v_row, t0, L, M, C, RAGGED)
         v = _fir(v, _load_before(v_row, v_tail, t0, L, D * 3, M, C, HAS_TAIL), wv)
-        z = _operand(_join(_times(k, v)), UPCAST)
-        dz8 = split8(dz)
-        dk = _times(dz8, v)
-        dv = _times(dz8, k)
-        _leave_edges(dk, k_edges + tile * EDGES, M, C)
-        _leave_edges(dv, v_edges + tile * EDGES, M, C)
-        tl.debug_barrier()
-        ak = _featurizer_adjoint(
-            dk,
-            k_row,
-            k_tail,
-            wk,
-            ak,
-            k_edges + tile * EDGES,
-            dk_row,
-            t0,
-            L,
-            D * 3,
-            step > 0,
-            M,
-            C,
-            HAS_TAIL,
-            RAGGED,
-            NEED_INPUT,
-            NEED_WEIGHTS,
-        )
-        av = _featurizer_adjoint(
-            dv,
-            v_row,
-            v_tail,
-            wv,
-            av,
-            v_edges + tile * EDGES,
-            dv_row,
-            t0,
-            L,
-            D * 3,
-            step > 0,
-            M,
-            C,
-            HAS_TAIL,
-            RAGGED,
-            NEED_INPUT,
-            NEED_WEIGHTS,
-        )
+        z = _join(_times(k, v))
+        if SPLIT_Z:
+            z, z_low = _operands(z, UPCAST)
+        else:
+            z = _operand(z, UPCAST)
+        if NEED_INPUT or NEED_TAPS:
+            dz8 = split8(dz)
+            dk = _times(dz8, v)
+            dv = _times(dz8, k)
+            _leave_edges(dk, k_edges + tile * EDGES, M, C)
+            _leave_edges(dv, v_edges + tile * EDGES, M, C)
+            tl.debug_barrier()
+            ak = _featurizer_adjoint(
+                dk,
+                k_row,
+                k_tail,
+                wk,
+                ak,
+                k_edges + tile * EDGES,
+                dk_row,
+                t0,
+                L,
+                D * 3,
+                step > 0,
+                M,
+                C,
+                HAS_TAIL,
+                RAGGED,
+                NEED_INPUT,
+                NEED_TAPS,
+            )
+            av = _featurizer_adjoint(
+                dv,
+                v_row,
+                v_tail,
+                wv,
+                av,
+                v_edges + tile * EDGES,
+                dv_row,
+                t0,
+                L,
+                D * 3,
+                step > 0,
+                M,
+                C,
+                HAS_TAIL,
+                RAGGED,
+                NEED_INPUT,
+                NEED_TAPS,
+            )
 
         u = tl.dot(z, Vl, acc=tl.dot(z, Vh))
+        if SPLIT_Z:
+            u = tl.dot(z_low, Vh, acc=u)
         entering = tl.load(tile_state + tile * NP + n)
         S, _ = chunk_states(
             u, tl.broadcast_to(entering[None, :], (8, NP)), decay1, decay8, decay64, from_left
         )
-        SR = S * residue[None, :]
-        if NEED_WEIGHTS:
+        Sh, Sl = _operands(S, UPCAST)
+        if NEED_FILTER:
             if HAS_END:
                 tl.store(
                     last_state + pair * NP + n[None, :] + tl.zeros((M, NP), tl.int32),
                     S,
                     mask=in_last[:, None],
                 )
-            dT = tl.dot(tl.trans(z), g, acc=dT)
-            # Made again rather than kept; rows 8 apart belong to one thread.
-            to_R = S * tl.dot(g, tl.trans(Pl), acc=tl.dot(g, tl.trans(Ph)))
-            to_pole = SR * tl.dot(g, tl.trans(Q)) + A * (tl.dot(z, U) + across[None, :] * S)
-            through_R += tl.sum(tl.reshape(to_R, (M // 16, 2, 8, NP)), 1)
-            through_pole += tl.sum(tl.reshape(to_pole, (M // 16, 2, 8, NP)), 1)
-        Sh, Sl = _operands(SR, UPCAST)
-        y = tl.dot(z, Tl, acc=tl.dot(z, Th))
-        y = tl.dot(Sh, Ph, acc=y)
-        y = tl.dot(Sl, Ph, acc=y)
-        y = tl.dot(Sh, Pl, acc=y)
-        dq = _times(_load8(dy_row, t0, L, M, C, RAGGED), split8(y))
-        _leave_edges(dq, q_edges + tile * EDGES, M, C)
-        tl.debug_barrier()
-        aq = _featurizer_adjoint(
-            dq,
-            q_row,
-            q_tail,
-            wq,
-            aq,
-            q_edges + tile * EDGES,
-            dq_row,
-            t0,
-            L,
-            D * 3,
-            step > 0,
-            M,
-            C,
-            HAS_TAIL,
-            RAGGED,
-            NEED_INPUT,
-            NEED_WEIGHTS,
-        )
+            dT = tl.dot(tl.trans(g), z, acc=dT)
+            if SPLIT_Z:
+                dT = tl.dot(tl.trans(g), z_low, acc=dT)
+            dW = tl.dot(tl.trans(g), Sh, acc=dW)
+            dW = tl.dot(tl.trans(g), Sl, acc=dW)
+            to_pole = A * (tl.dot(z, U) + across[None, :] * S)
+            # Rows 8 apart belong to one thread.
+            through_state += tl.sum(tl.reshape(to_pole, (M // 16, 2, 8, NP)), 1)
+        if NEED_INPUT or NEED_TAPS:
+            y = tl.dot(z, Tl, acc=tl.dot(z, Th))
+            y = tl.dot(Sh, Wh, acc=y)
+            y = tl.dot(Sl, Wh, acc=y)
+            y = tl.dot(Sh, Wl, acc=y)
+            dq = _times(_load8(dy_row, t0, L, M, C, RAGGED), split8(y))
+            _leave_edges(dq, q_edges + tile * EDGES, M, C)
+            tl.debug_barrier()
+            aq = _featurizer_adjoint(
+                dq,
+                q_row,
+                q_tail,
+                wq,
+                aq,
+                q_edges + tile * EDGES,
+                dq_row,
+                t0,
+                L,
+                D * 3,
+                step > 0,
+                M,
+                C,
+                HAS_TAIL,
+                RAGGED,
+                NEED_INPUT,
+                NEED_TAPS,
+            )
 
     rows = tl.arange(0, 8)[:, None] + 0 * n[None, :]
     tl.store(d_modal + pair * N + n[None, :] + 0 * rows, carry, mask=(rows == 0) & (n[None, :] < N))
-    if NEED_WEIGHTS:
+    if NEED_TAPS:
         taps = dfeaturizer + (b * 3 * D + c) * 3
         for block in tl.static_range(3):
             acc = (aq, ak, av)[block]
             for lag in tl.static_range(3):
                 tl.store(taps + block * D * 3 + lag, tl.sum(tl.sum(acc[lag], 1), 0))
-        # Diagonal l of dT becomes column l.
-        ahead = j[:, None] + j[None, :]
-        skewed = tl.gather(dT, ahead & (C - 1), 1)
-        dh = tl.sum(tl.where(ahead < C, skewed, 0.0), 0)
+    if NEED_FILTER:
+        # Diagonal l of dT, g's position minus z's, becomes column l.
+        source = j[:, None] - j[None, :]
+        skewed = tl.gather(dT, source & (C - 1), 1)
+        dh = tl.sum(tl.where(source >= 0, skewed, 0.0), 0)
         tl.store(dskip + pair, tl.sum(tl.where(j == 0, dh, 0.0), 0))
-        lag_f = j.to(tl.float32)
-        powers = tl.exp(lag_f[:, None] * log_pole[None, :]) * dh[:, None]
-        dR = tl.sum(powers, 0) + tl.sum(tl.reshape(through_R, (M // 2, NP)), 0)
-        d_pole = residue * tl.sum(powers * lag_f[:, None], 0) + tl.sum(
-            tl.reshape(through_pole, (M // 2, NP)), 0
-        )
+        lag = j.to(tl.float32)[:, None]
+        powers = tl.exp(lag * log_pole[None, :])
+        d_tap = powers * dh[:, None]
+        d_out = powers * tl.exp(log_pole)[None, :] * dW
+        dR = tl.sum(d_tap + d_out, 0)
+        d_pole = residue * tl.sum(d_tap * lag + d_out * (lag + 1), 0)
+        d_pole += tl.sum(tl.reshape(through_state, (M // 2, NP)), 0)
         tl.store(dresidues + pair * N + n, dR, mask=n < N)
         tl.store(dlog_poles + pair * N + n, d_pole, mask=n < N)
 
@@ -581,14 +611,14 @@ def launch_backward(
     d_end = None if d_modal_end is None else d_modal_end.float().contiguous()
     tail = None if feature_tail is None else feature_tail.contiguous()
     config = select(BACKWARD, qkv.device)
-    arguments = {"UPCAST": int(interpreting())} | config.launch_arguments()
+    arguments = {"UPCAST": int(interpreting()), "PREFETCH": not interpreting()} | config.launch_arguments()
     hyena_li_backward_kernel[(D, B)](
         dy_rows, rows, featurizer, log_poles, residues, skip, tile_states,
         rows if tail is None else tail, tile_states if d_end is None else d_end,
         dqkv, edges, d_modal, last_state, d_featurizer, d_log_poles, d_residues, d_skip,
         L, tiles, dy_batch, dy_row, qkv_batch, qkv_row, padded_length // 8,
         D=D, N=N, NP=NP, C=CHUNK, M=CHUNKS_PER_TILE, HAS_TAIL=tail is not None, HAS_END=d_end is not None,
-        RAGGED=L % 8 != 0, NEED_INPUT=needs_input, NEED_WEIGHTS=needs_weights, **arguments,
+        RAGGED=L % 8 != 0, NEED_INPUT=needs_input, NEED_TAPS=needs_weights, NEED_FILTER=needs_weights, **arguments,
     )  # fmt: skip
     d_tail = qkv.new_empty(0)
     if feature_tail is not None:

@@ -9,7 +9,7 @@ BACKWARD = "hyena_li_backward"
 register(
     BACKWARD,
     {
-        "sm_90": KernelConfig(num_warps=4, num_stages=1),
-        "default": KernelConfig(num_warps=4, num_stages=1),
+        "sm_90": KernelConfig({"SPLIT_Z": 1}, num_warps=4, num_stages=1),
+        "default": KernelConfig({"SPLIT_Z": 1}, num_warps=4, num_stages=1),
     },
 )
