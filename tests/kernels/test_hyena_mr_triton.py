@@ -20,9 +20,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from evo_kernels import MRState, hyena_mr
 from evo_kernels.errors import KernelUnavailableError
 
-# What cutting one bfloat16 costs at most. In the mean it is 2.8e-3, for the gradient of the filter,
-# which has two cut operands, 5.6e-3.
-BOUND = 2.0**-7
+# What cutting one bfloat16 costs at most; 2.8e-3 in the mean. An output has one cut operand. A
+# gradient has two cuts: of g or z, and of what the filter made of it (of both, for the filter's own).
+ONE_CUT = 2.0**-7
 
 
 def _guarded(x: Tensor) -> Tensor:
@@ -91,7 +91,8 @@ def _check(inputs: dict[str, Tensor], *, state: bool) -> None:
         for block, value in zip(blocks, kernel[name].chunk(len(blocks), dim=-1), strict=True):
             assert block.norm() > 0, name
             error = ((value.double() - block).norm() / block.norm()).item()
-            assert error < BOUND, f"{name}: relative error {error:.2e}"
+            bound = 2 * ONE_CUT if name.startswith("d") else ONE_CUT
+            assert error < bound, f"{name}: relative error {error:.2e}"
 
 
 @pytest.mark.parametrize("length", [1, 7, 63, 64, 65, 129, 200])

@@ -4,18 +4,22 @@ With blocks of 64 rows, `A_b[i, j] = h[64 b + i - j]` and z = k * v (after the f
 
     y_i = A_0 z_i + A_1 z_{i-1} + A_2 z_{i-2}        (three blocks hold every filter of K <= 129)
 
-A program marches over its rows and scatters: z_i enters shared memory once and feeds three dots,
-whose sums for later blocks are carried as float32 accumulators. Taps enter the dots as pairs of
-bfloat16 (value and remainder), z as one bfloat16; everything else is float32.
+Two kernels. The gating kernel reads wide rows and writes z in bfloat16 into planes `[P, L, CB]`, one
+for the CB channels of a filter group: a tile of one group then is contiguous, where rows of 16
+channels taken straight from `[B, L, 3D]` would use 32 bytes of every memory line. The convolution
+kernel marches over its rows and scatters: z_i feeds three dots whose sums for later blocks are
+carried as float32 accumulators. Taps enter the dots as pairs of bfloat16 (value and remainder), z as
+one bfloat16; everything else is float32.
 
-The columns of a tile are J segments of the sequence times CB channels of one filter group, so that
-a dot is wide enough for the tensor cores although a group may have few channels.
-
-A thread owns U consecutive rows of a column (its phases): the featurizer then is arithmetic between
-registers, and U + 2 loads serve U rows.
+The columns of a tile are J segments of the sequence times the CB channels of one plane, so that a dot
+is wide enough for the tensor cores although a group may have few channels. A thread owns U
+consecutive rows of a column (its phases): a featurizer then is arithmetic between registers, and
+U + 2 loads serve U rows.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -27,41 +31,26 @@ from evo_kernels.backend import interpreting
 from evo_kernels.launch import select
 
 BLOCK = 64
-MAX_TAPS = 2 * BLOCK + 1
 
 
-@triton.jit
-def interleave(phases, U: tl.constexpr, I: tl.constexpr, N: tl.constexpr):
-    """Join U phases `[I, N]` into a tile `[U * I, N]` whose row U * i + u is phase u of i."""
-    if U == 2:
-        x = tl.join(phases[0], phases[1])
-    elif U == 4:
-        x = tl.join(tl.join(phases[0], phases[2]), tl.join(phases[1], phases[3]))
-    else:
-        x = tl.join(
-            tl.join(tl.join(phases[0], phases[4]), tl.join(phases[2], phases[6])),
-            tl.join(tl.join(phases[1], phases[5]), tl.join(phases[3], phases[7])),
-        )
-    return tl.reshape(tl.permute(tl.reshape(x, (I, N, U)), (0, 2, 1)), (U * I, N))
+class Planes(NamedTuple):
+    """How channels lie in planes: `blocks` planes of `width` channels for each filter group."""
+
+    groups: int
+    group_size: int
+    width: int
+    blocks: int
+
+    @property
+    def total(self) -> int:
+        """Planes of all groups."""
+        return self.groups * self.blocks
 
 
-@triton.jit
-def doubled(phases, U: tl.constexpr, I: tl.constexpr, N: tl.constexpr, UPCAST: tl.constexpr):
-    """Join U phases into `[2 U * I, N]` with every row twice: the right operand for `toeplitz`."""
-    if U == 2:
-        x = tl.join(phases[0], phases[1])
-    elif U == 4:
-        x = tl.join(tl.join(phases[0], phases[2]), tl.join(phases[1], phases[3]))
-    else:
-        x = tl.join(
-            tl.join(tl.join(phases[0], phases[4]), tl.join(phases[2], phases[6])),
-            tl.join(tl.join(phases[1], phases[5]), tl.join(phases[3], phases[7])),
-        )
-    x = tl.join(x, x)
-    x = tl.reshape(tl.permute(tl.reshape(x, (I, N, 2 * U)), (0, 2, 1)), (2 * U * I, N))
-    if UPCAST:
-        x = x.to(tl.float32)
-    return x
+def planes_of(D: int, G: int, widest: int) -> Planes:
+    """Planes of at most `widest` channels, a power of two."""
+    width = min(triton.next_power_of_2(D // G), widest)
+    return Planes(G, D // G, width, triton.cdiv(D // G, width))
 
 
 @triton.jit
@@ -167,22 +156,107 @@ def fir3(x, w, u: tl.constexpr):
 
 
 @triton.jit
-def gated_before(gated, row, ok, D: tl.constexpr, K: tl.constexpr):
-    """z of rows before the chunk, from the state; zero before that."""
-    before = (row < 0) & (row > -K) & ok
-    return tl.load(gated + (row + (K - 1)) * D, mask=before, other=0.0).to(tl.float32)
+def in_planes(c, L, GS: tl.constexpr, CB: tl.constexpr):
+    """Offset of row 0 of channels c in planes `[P, L, CB]`."""
+    if CB >= GS:
+        return (c // GS).to(tl.int64) * (L * CB) + c % GS
+    else:
+        plane = c // GS * ((GS + CB - 1) // CB) + c % GS // CB
+        return plane.to(tl.int64) * (L * CB) + c % GS % CB
 
 
 @triton.jit
-def hyena_mr_forward_kernel(
+def hyena_mr_gate_kernel(
+    qkv,
+    dy,
+    featurizer,
+    tail,
+    z,
+    g,
+    L,
+    D: tl.constexpr,
+    GS: tl.constexpr,
+    CB: tl.constexpr,
+    P: tl.constexpr,
+    I: tl.constexpr,
+    U: tl.constexpr,
+    BD: tl.constexpr,
+    TILES: tl.constexpr,
+    WITH_G: tl.constexpr,
+    HAS_STATE: tl.constexpr,
+):
+    """z = k * v and, for the backward, g = dy * q (after the featurizers) into planes.
+
+    Grid: (blocks of BD channels, sets of TILES tiles of I * U rows, batch).
+    """
+    b = tl.program_id(2).to(tl.int64)
+    c = tl.program_id(0) * BD + tl.arange(0, BD)
+    okc = c < D
+    ok = okc[None, :]
+    row = tl.program_id(1) * (TILES * I * U) + U * tl.arange(0, I)[:, None] + 0 * c[None, :]
+    at = row.to(tl.int64)
+    p = qkv + b * L * 3 * D + at * (3 * D) + c[None, :]
+    pdy = dy + b * L * D + at * D + c[None, :]
+    ptail = tail + b * 2 * 3 * D + c[None, :]
+    to = b * P * L * CB + at * CB + in_planes(c, L, GS, CB)[None, :]
+    pz = z + to
+    pg = g + to
+    wk = fir_taps(featurizer, c + D, okc)
+    wv = fir_taps(featurizer, c + 2 * D, okc)
+    if WITH_G:
+        wq = fir_taps(featurizer, c, okc)
+    for t in range(TILES):
+        r = row + t * (I * U)
+        k = load_phases(p + D, ptail + D, r, L, ok, D, U, HAS_STATE)
+        v = load_phases(p + 2 * D, ptail + 2 * D, r, L, ok, D, U, HAS_STATE)
+        if WITH_G:
+            q = load_phases(p, ptail, r, L, ok, D, U, HAS_STATE)
+            e = load_own(pdy, r, L, ok, D, 0, U)
+        for u in tl.static_range(U):
+            inside = (r + u < L) & ok
+            product = fir3(k, wk, u) * fir3(v, wv, u)
+            tl.store(pz + u * CB, product.to(z.dtype.element_ty), mask=inside)
+            if WITH_G:
+                product = e[u] * fir3(q, wq, u)
+                tl.store(pg + u * CB, product.to(g.dtype.element_ty), mask=inside)
+        p += I * U * 3 * D
+        pdy += I * U * D
+        pz += I * U * CB
+        pg += I * U * CB
+
+
+@triton.jit
+def load_own(p, row, L, ok, STRIDE: tl.constexpr, FIRST: tl.constexpr, END: tl.constexpr):
+    """Phases FIRST .. END-1 of a tile without rows before the chunk, in float32."""
+    phases = ()
+    for u in tl.static_range(FIRST, END):
+        x = tl.load(p + u * STRIDE, mask=(row + u < L) & ok, other=0.0)
+        phases = phases + (x.to(tl.float32),)
+    return phases
+
+
+@triton.jit
+def load_tile(x, row, L, ok, CB: tl.constexpr, REVERSE: tl.constexpr, UPCAST: tl.constexpr):
+    """Rows of a plane, or of the reversed plane; zero outside the chunk."""
+    inside = (row >= 0) & (row < L) & ok
+    if REVERSE:
+        row = L - 1 - row
+    tile = tl.load(x + row.to(tl.int64) * CB, mask=inside, other=0.0)
+    if UPCAST:
+        tile = tile.to(tl.float32)
+    return tile
+
+
+@triton.jit
+def hyena_mr_conv_kernel(
+    x,
+    blocks,
+    y,
     qkv,
     featurizer,
-    blocks,
     skip,
-    y,
     tail,
     gated,
-    new_gated,
     L,
     SEG,
     D: tl.constexpr,
@@ -191,86 +265,83 @@ def hyena_mr_forward_kernel(
     CB: tl.constexpr,
     N: tl.constexpr,
     U: tl.constexpr,
+    GATE: tl.constexpr,
+    REVERSE: tl.constexpr,
     HAS_STATE: tl.constexpr,
-    KEEP_STATE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """`y = q * (conv(h, z) + skip * z)`.
+    """`y = q * (conv(h, x) + skip * x)` into `[B, L, D]` (GATE), or `conv(h, x)` into planes.
 
-    Grid: (filter groups x blocks of CB channels, sets of N / CB segments of SEG rows, batch).
+    REVERSE filters the reversed sequence: the transposed filter. Grid: (planes, sets of N / CB
+    segments of SEG rows, batch).
     """
     BT: tl.constexpr = 64
     I: tl.constexpr = BT // U
     BLOCKS: tl.constexpr = (GS + CB - 1) // CB
-    group = tl.program_id(0) // BLOCKS
+    plane = tl.program_id(0)
+    group = plane // BLOCKS
     b = tl.program_id(2).to(tl.int64)
     n = tl.arange(0, N)
-    in_group = (tl.program_id(0) % BLOCKS) * CB + n % CB
+    in_group = (plane % BLOCKS) * CB + n % CB
     c = group * GS + in_group
     okc = in_group < GS
     ok = okc[None, :]
-    row = ((tl.program_id(1) * (N // CB) + n // CB) * SEG)[None, :] + U * tl.arange(0, I)[:, None]
+    start = ((tl.program_id(1) * (N // CB) + n // CB) * SEG)[None, :]
+    # Every row twice, for the pairs of taps.
+    double = start + (tl.arange(0, 2 * BT) // 2)[:, None]
+    x += (b * tl.num_programs(0) + plane) * L * CB
+    px = x + (n % CB)[None, :]
 
-    at = row.to(tl.int64)
-    pq = qkv + b * L * 3 * D + at * (3 * D) + c[None, :]
-    py = y + b * L * D + at * D + c[None, :]
-    ptail = tail + b * 2 * 3 * D + c[None, :]
-    pgated = gated + b * (K - 1) * D + c[None, :]
-
-    wq = fir_taps(featurizer, c, okc)
-    wk = fir_taps(featurizer, c + D, okc)
-    wv = fir_taps(featurizer, c + 2 * D, okc)
-    skips = tl.load(skip + c, mask=okc, other=0.0).to(tl.float32)[None, :]
     blocks += group.to(tl.int64) * (3 * 2 * BT * BT)
     a0 = load_toeplitz(blocks, 0, UPCAST)
     a1 = load_toeplitz(blocks, 1, UPCAST)
     a2 = load_toeplitz(blocks, 2, UPCAST)
-
     next1 = tl.zeros((BT, N), tl.float32)
     next2 = tl.zeros((BT, N), tl.float32)
     # The two blocks before the segment, for what they leave to the first two.
     for t in range(-2, 0):
-        p = pq + t * (BT * 3 * D)
-        r = row + t * BT
-        k = load_phases(p + D, ptail + D, r, L, ok, D, U, HAS_STATE, True)
-        v = load_phases(p + 2 * D, ptail + 2 * D, r, L, ok, D, U, HAS_STATE, True)
-        zs = ()
-        for u in tl.static_range(U):
-            z = tl.where(r + u >= 0, fir3(k, wk, u) * fir3(v, wv, u), 0.0)
-            if HAS_STATE:
-                z += gated_before(pgated, r + u, ok, D, K)
-            zs = zs + (z.to(tl.bfloat16),)
-        zb = doubled(zs, U, I, N, UPCAST)
-        next1 = tl.dot(a1, zb, acc=next2)
-        next2 = tl.dot(a2, zb)
+        r = double + t * BT
+        z = load_tile(px, r, L, ok, CB, REVERSE, UPCAST)
+        if HAS_STATE:
+            before = (r < 0) & (r > -K) & ok
+            past = gated + (b * (K - 1) + r + (K - 1)) * D + c[None, :]
+            z += tl.load(past, mask=before, other=0.0).to(z.dtype)
+        next1 = tl.dot(a1, z, acc=next2)
+        next2 = tl.dot(a2, z)
 
-    p = pq
-    po = py
+    if GATE:
+        row = start + U * tl.arange(0, I)[:, None]
+        at = row.to(tl.int64)
+        pq = qkv + b * L * 3 * D + at * (3 * D) + c[None, :]
+        py = y + b * L * D + at * D + c[None, :]
+        ptail = tail + b * 2 * 3 * D + c[None, :]
+        wq = fir_taps(featurizer, c, okc)
+        skips = tl.load(skip + c, mask=okc, other=0.0).to(tl.float32)[None, :]
+        pz = px + at * CB
+    else:
+        row = start + tl.arange(0, BT)[:, None]
+        py = y + (b * tl.num_programs(0) + plane) * L * CB + (n % CB)[None, :]
     for t in range(0, SEG // BT):
+        z = load_tile(px, double + t * BT, L, ok, CB, REVERSE, UPCAST)
+        s = tl.dot(a0, z, acc=next1)
+        next1 = tl.dot(a1, z, acc=next2)
+        next2 = tl.dot(a2, z)
         r = row + t * BT
-        k = load_phases(p + D, ptail + D, r, L, ok, D, U, HAS_STATE)
-        v = load_phases(p + 2 * D, ptail + 2 * D, r, L, ok, D, U, HAS_STATE)
-        q = load_phases(p, ptail, r, L, ok, D, U, HAS_STATE)
-        zs = ()
-        zs16 = ()
-        for u in tl.static_range(U):
-            z = fir3(k, wk, u) * fir3(v, wv, u)
-            zs = zs + (z,)
-            zs16 = zs16 + (z.to(tl.bfloat16),)
-            if KEEP_STATE:
-                kept = (r + u < L) & (r + u > L - K) & ok
-                pn = new_gated + b * (K - 1) * D + (r + u - (L - K + 1)) * D + c[None, :]
-                tl.store(pn, z.to(tl.bfloat16).to(tl.float32), mask=kept)
-        zb = doubled(zs16, U, I, N, UPCAST)
-        s = tl.dot(a0, zb, acc=next1)
-        next1 = tl.dot(a1, zb, acc=next2)
-        next2 = tl.dot(a2, zb)
-        sums = deinterleave(s, U, I, N)
-        for u in tl.static_range(U):
-            out = fir3(q, wq, u) * (sums[u] + skips * zs[u])
-            tl.store(po + u * D, out.to(y.dtype.element_ty), mask=(r + u < L) & ok)
-        p += BT * 3 * D
-        po += BT * D
+        if GATE:
+            q = load_phases(pq, ptail, r, L, ok, D, U, HAS_STATE)
+            zs = load_own(pz, r, L, ok, CB, 0, U)
+            sums = deinterleave(s, U, I, N)
+            for u in tl.static_range(U):
+                out = fir3(q, wq, u) * (sums[u] + skips * zs[u])
+                tl.store(py + u * D, out.to(y.dtype.element_ty), mask=(r + u < L) & ok)
+            pq += BT * 3 * D
+            pz += BT * CB
+            py += BT * D
+        else:
+            inside = (r < L) & ok
+            if REVERSE:
+                r = L - 1 - r
+            tl.store(py + r.to(tl.int64) * CB, s.to(y.dtype.element_ty), mask=inside)
 
 
 def toeplitz_blocks(h: Tensor, transpose: bool = False) -> Tensor:
@@ -279,6 +350,97 @@ def toeplitz_blocks(h: Tensor, transpose: bool = False) -> Tensor:
     blocks = torch.empty(G, 3, BLOCK, 2 * BLOCK, dtype=torch.bfloat16, device=h.device)
     toeplitz_kernel[(G, 3)](h, blocks, K=K, TRANSPOSE=transpose)
     return blocks
+
+
+def plane_buffer(qkv: Tensor, planes: Planes) -> Tensor:
+    """Memory for one value per batch, position and channel: `[B, P, L, CB]` in bfloat16."""
+    B, L, _ = qkv.shape
+    return torch.empty(B, planes.total, L, planes.width, dtype=torch.bfloat16, device=qkv.device)
+
+
+def launch_gate(
+    qkv: Tensor,
+    featurizer: Tensor,
+    tail: Tensor | None,
+    planes: Planes,
+    dy: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """z in planes and, given dy, g = dy * q in planes."""
+    B, L, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    config = select("hyena_mr_gate", qkv.device)
+    tile = config.constants["I"] * config.constants["U"] * config.constants["TILES"]
+    z = plane_buffer(qkv, planes)
+    g = z if dy is None else plane_buffer(qkv, planes)
+    hyena_mr_gate_kernel[(triton.cdiv(D, config.constants["BD"]), triton.cdiv(L, tile), B)](
+        qkv,
+        qkv if dy is None else dy,
+        featurizer,
+        qkv if tail is None else tail,
+        z,
+        g,
+        L,
+        D=D,
+        GS=planes.group_size,
+        CB=planes.width,
+        P=planes.total,
+        WITH_G=dy is not None,
+        HAS_STATE=tail is not None,
+        **config.launch_arguments(),
+    )
+    return z, g
+
+
+def launch_conv(
+    x: Tensor,
+    blocks: Tensor,
+    K: int,
+    planes: Planes,
+    *,
+    qkv: Tensor,
+    gated: Tensor | None = None,
+    gate: tuple[Tensor, Tensor, Tensor | None] | None = None,
+    reverse: bool = False,
+    segment: int | None = None,
+) -> Tensor:
+    """Filter planes; with `gate` (featurizer, skip, tail) the whole output `[B, L, D]`."""
+    B, L, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    config = select("hyena_mr_conv", qkv.device)
+    N = config.constants["N"]
+    rows = segment or segment_rows(B, L, planes.total, N // planes.width)
+    if gate is None:
+        y = plane_buffer(qkv, planes)
+        featurizer = skip = tail = x
+    else:
+        y = torch.empty(B, L, D, dtype=qkv.dtype, device=qkv.device)
+        featurizer, skip = gate[:2]
+        tail = qkv if gate[2] is None else gate[2]
+    hyena_mr_conv_kernel[(planes.total, triton.cdiv(L, rows * (N // planes.width)), B)](
+        x,
+        blocks,
+        y,
+        qkv,
+        featurizer,
+        skip,
+        tail,
+        x if gated is None else gated,
+        L,
+        rows,
+        D=D,
+        K=K,
+        GS=planes.group_size,
+        CB=planes.width,
+        GATE=gate is not None,
+        REVERSE=reverse,
+        HAS_STATE=gated is not None,
+        UPCAST=interpreting(),
+        **config.launch_arguments(),
+    )
+    return y
+
+
+def widest_plane(device: torch.device) -> int:
+    """Channels that a tile of the convolution has room for."""
+    return select("hyena_mr_conv", device).constants["N"]
 
 
 def launch_forward(
@@ -291,53 +453,40 @@ def launch_forward(
     keep_state: bool,
     segment: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run the forward kernel: y `[B, L, D]`, and the new gated state if asked for."""
+    """Run the forward kernels: y `[B, L, D]`, and the new gated state if asked for."""
     B, L, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     G, K = h.shape
-    config = select("hyena_mr_forward", qkv.device)
-    N = config.constants["N"]
-    group_size = D // G
-    CB = min(triton.next_power_of_2(group_size), N)
-    blocks = G * triton.cdiv(group_size, CB)
-    SEG = segment or segment_rows(B, L, blocks, N // CB)
-    y = torch.empty(B, L, D, dtype=qkv.dtype, device=qkv.device)
-    new_gated = None
-    if keep_state:
-        new_gated = qkv.new_empty((B, K - 1, D), dtype=torch.float32)
-        if L < K - 1:
-            new_gated[:, : K - 1 - L] = 0.0 if gated is None else gated[:, L:]
-    grid = (blocks, triton.cdiv(L, SEG * (N // CB)), B)
-    hyena_mr_forward_kernel[grid](
-        qkv,
-        featurizer,
+    planes = planes_of(D, G, widest_plane(qkv.device))
+    z, _ = launch_gate(qkv, featurizer, tail, planes)
+    y = launch_conv(
+        z,
         toeplitz_blocks(h),
-        skip,
-        y,
-        qkv if tail is None else tail,
-        skip if gated is None else gated,
-        skip if new_gated is None else new_gated,
-        L,
-        SEG,
-        D=D,
-        K=K,
-        GS=group_size,
-        CB=CB,
-        HAS_STATE=tail is not None,
-        KEEP_STATE=keep_state,
-        UPCAST=interpreting(),
-        **config.launch_arguments(),
+        K,
+        planes,
+        qkv=qkv,
+        gated=gated,
+        gate=(featurizer, skip, tail),
+        segment=segment,
     )
-    return y, new_gated
+    if not keep_state:
+        return y, None
+    kept = z[:, :, -(K - 1) :].float()  # [B, P, min(L, K - 1), CB]
+    kept = kept.view(B, G, planes.blocks, -1, planes.width).permute(0, 3, 1, 2, 4)
+    kept = kept.reshape(B, -1, G, planes.blocks * planes.width)[..., : planes.group_size]
+    kept = kept.reshape(B, -1, D)
+    if L < K - 1:
+        before = kept.new_zeros(B, K - 1 - L, D) if gated is None else gated[:, L:]
+        kept = torch.cat([before, kept], dim=1)
+    return y, kept
 
 
-def segment_rows(B: int, L: int, blocks: int, segments: int, wanted: int = 4 * 528) -> int:
+def segment_rows(B: int, L: int, planes: int, segments: int, wanted: int = 2112) -> int:
     """Rows per segment: long enough to hide the two blocks of warm-up, short enough for a full GPU.
 
     A pure function of the sizes, so that every run launches the same work.
     """
-    rows = L * B * blocks // (wanted * segments)
-    rows = min(max(rows, 512), 2048)
-    rows = triton.next_power_of_2(rows)
+    rows = L * B * planes // (wanted * segments)
+    rows = triton.next_power_of_2(min(max(rows, 512), 2048))
     return min(rows, triton.cdiv(L, BLOCK * segments) * BLOCK)
 
 
