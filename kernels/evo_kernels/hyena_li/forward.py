@@ -4,8 +4,11 @@ With chunks of C positions and the arrays of `tiles.py`, chunk m of a channel gi
 
     y[m] = z[m] T + S[m] W + skip * z[m],    S[m + 1] = lambda**C * S[m] + z[m] V
 
-where z = k * v after the featurizers and S[m] is the state entering the chunk. T, V, W and S enter
-the dots as pairs of bfloat16 (value and remainder), z as one bfloat16; everything else is float32.
+where z = k * v after the featurizers and S[m] is the state entering the chunk. T, V, W, S and z enter
+the dots as pairs of bfloat16 (value and remainder); everything else is float32.
+
+One program walks over one channel of one sequence, so a GPU is full from about 500 channels times
+sequences on; below, what is left idle is a limit of this version.
 
 Legend: B batch, L positions, D channels, N poles (padded to `NP`), M chunks of C positions per tile.
 """

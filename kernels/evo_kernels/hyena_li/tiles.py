@@ -317,4 +317,4 @@ def state_at_end(entering, z, log_pole, t0, L, M: tl.constexpr, C: tl.constexpr)
     z_here = tl.sum(tl.where(here, z, 0.0), 0)
     state = tl.sum(tl.exp(left[:, None] * log_pole[None, :]) * z_here[:, None], 0)
     entered = tl.sum(tl.where(here, entering, 0.0), 0)
-    return state + tl.exp(held.to(tl.float32) * log_pole) * entered
+    return state + tl.exp(held * 1.0 * log_pole) * entered
