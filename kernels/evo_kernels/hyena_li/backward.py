@@ -149,6 +149,17 @@ def _prefetch(row, t0, TILE: tl.constexpr):
 
 
 @triton.jit
+def _here(x, UPCAST: tl.constexpr):
+    """x, computed at this place: else the compiler moves a loop's sums to its end, and all they need along."""
+    if UPCAST:
+        return x
+    else:
+        return tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=False, pack=1
+        )
+
+
+@triton.jit
 def _operand(x, UPCAST: tl.constexpr):
     """One dot operand; `UPCAST == 2` keeps fp32, for exact tests in the interpreter."""
     if UPCAST == 2:
@@ -217,6 +228,7 @@ def _featurizer_adjoint(
     RAGGED: tl.constexpr,
     NEED_INPUT: tl.constexpr,
     NEED_TAPS: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):
     """Store `dx[t] = sum_j w[j] d[t + j]` of a tile and add `sum_t d[t] x[t - j]` to the taps' sums.
 
@@ -249,9 +261,9 @@ def _featurizer_adjoint(
             s1 += d[p] * x[p + 1]
             s2 += d[p] * x[p]
         # Rows 16 apart belong to one thread.
-        a0 += tl.sum(tl.reshape(s0, (M // 16, 16, C // 8)), 0)
-        a1 += tl.sum(tl.reshape(s1, (M // 16, 16, C // 8)), 0)
-        a2 += tl.sum(tl.reshape(s2, (M // 16, 16, C // 8)), 0)
+        a0 = _here(a0 + tl.sum(tl.reshape(s0, (M // 16, 16, C // 8)), 0), UPCAST)
+        a1 = _here(a1 + tl.sum(tl.reshape(s1, (M // 16, 16, C // 8)), 0), UPCAST)
+        a2 = _here(a2 + tl.sum(tl.reshape(s2, (M // 16, 16, C // 8)), 0), UPCAST)
     return a0, a1, a2
 
 
@@ -358,7 +370,7 @@ def hyena_li_backward_kernel(
     ak = (nothing, nothing, nothing)
     av = (nothing, nothing, nothing)
 
-    for step in range(0, num_tiles):
+    for step in tl.range(0, num_tiles, disable_licm=True):
         tile = num_tiles - 1 - step
         t0 = tile * (M * C)
         if PREFETCH:
@@ -395,6 +407,10 @@ def hyena_li_backward_kernel(
             z, z_low = _operands(z, UPCAST)
         else:
             z = _operand(z, UPCAST)
+        if NEED_FILTER:
+            dT = tl.dot(tl.trans(g), z, acc=dT)
+            if SPLIT_Z:
+                dT = tl.dot(tl.trans(g), z_low, acc=dT)
         if NEED_INPUT or NEED_TAPS:
             dz8 = split8(dz)
             dk = _times(dz8, v)
@@ -420,6 +436,7 @@ def hyena_li_backward_kernel(
                 RAGGED,
                 NEED_INPUT,
                 NEED_TAPS,
+                UPCAST,
             )
             av = _featurizer_adjoint(
                 dv,
@@ -439,6 +456,7 @@ def hyena_li_backward_kernel(
                 RAGGED,
                 NEED_INPUT,
                 NEED_TAPS,
+                UPCAST,
             )
 
         u = tl.dot(z, Vl, acc=tl.dot(z, Vh))
@@ -456,14 +474,12 @@ def hyena_li_backward_kernel(
                     S,
                     mask=in_last[:, None],
                 )
-            dT = tl.dot(tl.trans(g), z, acc=dT)
-            if SPLIT_Z:
-                dT = tl.dot(tl.trans(g), z_low, acc=dT)
             dW = tl.dot(tl.trans(g), Sh, acc=dW)
             dW = tl.dot(tl.trans(g), Sl, acc=dW)
             to_pole = A * (tl.dot(z, U) + across[None, :] * S)
             # Rows 8 apart belong to one thread.
-            through_state += tl.sum(tl.reshape(to_pole, (M // 16, 2, 8, NP)), 1)
+            to_pole = tl.sum(tl.reshape(to_pole, (M // 16, 2, 8, NP)), 1)
+            through_state = _here(through_state + to_pole, UPCAST)
         if NEED_INPUT or NEED_TAPS:
             y = tl.dot(z, Tl, acc=tl.dot(z, Th))
             y = tl.dot(Sh, Wh, acc=y)
@@ -490,6 +506,7 @@ def hyena_li_backward_kernel(
                 RAGGED,
                 NEED_INPUT,
                 NEED_TAPS,
+                UPCAST,
             )
 
     rows = tl.arange(0, 8)[:, None] + 0 * n[None, :]
