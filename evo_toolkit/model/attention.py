@@ -17,9 +17,9 @@ from evo_toolkit.model.state import AttentionState
 
 # Queries per call when a chunk continues a sequence: bounds the mask at [block, keys].
 _QUERY_BLOCK = 512
-# cuDNN plans for 40 ms whenever it sees a new shape: shorter sequences take flash attention, which
-# is as fast there.
-_PLANNED_LENGTH = 2048
+# cuDNN plans for 40 ms whenever it sees a new shape: with fewer pairs of positions flash attention,
+# which takes twice as long, loses less.
+_PLANNED_PAIRS = 2**22
 # Pairs of queries and earlier keys from which two calls, one without a mask, beat one.
 _SPLIT_PAIRS = 2**27
 _SHORT_BACKENDS = [
@@ -63,7 +63,7 @@ def _causal_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if before:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(L, S))
     else:
-        planned = L >= _PLANNED_LENGTH and torch.cuda.get_device_capability(q.device)[0] >= 9
+        planned = B * L * L >= _PLANNED_PAIRS and torch.cuda.get_device_capability(q.device)[0] >= 9
         with sdpa_kernel(_LONG_BACKENDS if planned else _SHORT_BACKENDS, set_priority=True):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return y.transpose(1, 2)
