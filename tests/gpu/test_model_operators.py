@@ -248,6 +248,17 @@ def test_hooks_change_nothing_and_see_the_product_alone() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("length", [300, 4096])
+def test_scores_do_not_depend_on_batch_mates(length: int) -> None:
+    model = _model()
+    ids = torch.randint(65, 85, (4, length), device="cuda")
+    other = ids.clone()
+    other[:3] = ord("N")
+    a, b = (model.token_log_probs(x)[3, 1:] for x in (ids, other))
+    assert torch.equal(a, b)
+
+
+@torch.no_grad()
 def test_forks_continue_like_one_pass() -> None:
     model = _model()
     ids = torch.randint(65, 85, (3, 130), device="cuda")
