@@ -23,6 +23,7 @@ from torch import Tensor
 
 from evo_kernels.backend import interpreting
 from evo_kernels.hyena_mr.forward import (
+    BLOCK,
     Planes,
     fir_taps,
     in_planes,
@@ -72,12 +73,13 @@ def hyena_mr_backward_filter_kernel(
     GS: tl.constexpr,
     CB: tl.constexpr,
     N: tl.constexpr,
+    TILES: tl.constexpr,
     HAS_STATE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """Sums over a program's rows of `g[t] z[t - j]` into dh `[programs, P, K]`.
 
-    Grid: (planes, sets of N / CB segments of SEG rows, batch).
+    Grid: (planes, sets of N / CB segments of SEG rows, batch). SEG is a multiple of 64 TILES.
     """
     BT: tl.constexpr = 64
     BLOCKS: tl.constexpr = (GS + CB - 1) // CB
@@ -95,15 +97,19 @@ def hyena_mr_backward_filter_kernel(
     t0 = tl.zeros((BT, BT), tl.float32)
     t1 = tl.zeros((BT, BT), tl.float32)
     t2 = tl.zeros((BT, BT), tl.float32)
-    for t in range(0, SEG // BT):
-        r = row + t * BT
-        gt = load_tile(pg, r, L, ok, CB, False, UPCAST)
-        z0 = load_tile(pz, r, L, ok, CB, False, UPCAST)
-        z1 = load_z(pz, pgated, r - BT, L, ok, D, K, CB, HAS_STATE, UPCAST)
-        z2 = load_z(pz, pgated, r - 2 * BT, L, ok, D, K, CB, HAS_STATE, UPCAST)
-        t0 = tl.dot(gt, tl.trans(z0), acc=t0)
-        t1 = tl.dot(gt, tl.trans(z1), acc=t1)
-        t2 = tl.dot(gt, tl.trans(z2), acc=t2)
+    for t in range(0, SEG // (BT * TILES)):
+        r = row + t * (BT * TILES)
+        # z of the two tiles before these and of these; each g meets the last three of its own.
+        zs = (
+            load_z(pz, pgated, r - 2 * BT, L, ok, D, K, CB, HAS_STATE, UPCAST),
+            load_z(pz, pgated, r - BT, L, ok, D, K, CB, HAS_STATE, UPCAST),
+        )
+        for i in tl.static_range(TILES):
+            zs = zs + (load_tile(pz, r + i * BT, L, ok, CB, False, UPCAST),)
+            gt = load_tile(pg, r + i * BT, L, ok, CB, False, UPCAST)
+            t0 = tl.dot(gt, tl.trans(zs[i + 2]), acc=t0)
+            t1 = tl.dot(gt, tl.trans(zs[i + 1]), acc=t1)
+            t2 = tl.dot(gt, tl.trans(zs[i]), acc=t2)
     low0, _ = diagonal_sums(t0, BT)
     low1, high1 = diagonal_sums(t1, BT)
     low2, high2 = diagonal_sums(t2, BT)
@@ -265,6 +271,7 @@ def launch_filter_gradient(
     config = select("hyena_mr_backward_filter", z.device)
     N = config.constants["N"]
     rows = segment_rows(B, L, planes.total, N // planes.width)
+    rows = triton.cdiv(rows, BLOCK * config.constants["TILES"]) * BLOCK * config.constants["TILES"]
     grid = (planes.total, triton.cdiv(L, rows * (N // planes.width)), B)
     dh = z.new_empty((B * grid[1], planes.groups, planes.blocks, K), dtype=torch.float32)
     hyena_mr_backward_filter_kernel[grid](
