@@ -512,11 +512,15 @@ def hyena_li_backward_kernel(
     rows = tl.arange(0, 8)[:, None] + 0 * n[None, :]
     tl.store(d_modal + pair * N + n[None, :] + 0 * rows, carry, mask=(rows == 0) & (n[None, :] < N))
     if NEED_TAPS:
+        # Eight sums at once share their way through shared memory.
+        eight = ()
+        for p in tl.static_range(8):
+            eight = eight + (tl.reshape((aq + ak + av)[p], (2 * C, 1)),)
+        sums = tl.sum(_join(eight), 0)
+        which = tl.arange(0, 8)
         taps = dfeaturizer + (b * 3 * D + c) * 3
-        for block in tl.static_range(3):
-            acc = (aq, ak, av)[block]
-            for lag in tl.static_range(3):
-                tl.store(taps + block * D * 3 + lag, tl.sum(tl.sum(acc[lag], 1), 0))
+        tl.store(taps + which // 3 * D * 3 + which % 3, sums)
+        tl.store(taps + 2 * D * 3 + 2, tl.sum(tl.reshape(av[2], (2 * C,)), 0))
     if NEED_FILTER:
         # Diagonal l of dT, g's position minus z's, becomes column l.
         source = j[:, None] - j[None, :]
@@ -628,7 +632,7 @@ def launch_backward(
     d_end = None if d_modal_end is None else d_modal_end.float().contiguous()
     tail = None if feature_tail is None else feature_tail.contiguous()
     config = select(BACKWARD, qkv.device)
-    arguments = {"UPCAST": int(interpreting()), "PREFETCH": not interpreting()} | config.launch_arguments()
+    arguments = {"UPCAST": int(interpreting()), "PREFETCH": False} | config.launch_arguments()
     hyena_li_backward_kernel[(D, B)](
         dy_rows, rows, featurizer, log_poles, residues, skip, tile_states,
         rows if tail is None else tail, tile_states if d_end is None else d_end,
