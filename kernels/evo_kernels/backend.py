@@ -97,5 +97,6 @@ def resolve(
     if not reason and interpreting():
         reason = "the interpreter is for tests"
     chosen: Literal["triton", "reference"] = "reference" if reason else "triton"
-    _say(operator, x.device.type, chosen, reason)
+    if not torch.compiler.is_compiling():  # a log line would break the graph
+        _say(operator, x.device.type, chosen, reason)
     return chosen

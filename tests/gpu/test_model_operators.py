@@ -270,3 +270,16 @@ def test_forks_continue_like_one_pass() -> None:
     rest, _ = model.hidden(ids[:, 100:], state, return_state=True)
     found = torch.cat([split, rest], dim=1)
     assert float((found - whole).float().norm() / whole.float().norm()) < 0.02
+
+
+@pytest.mark.parametrize("index", [2, 3])
+def test_blocks_compile_whole_and_train(index: int) -> None:
+    block = _model().blocks[index]
+    x = _randn(2, 136, 256).requires_grad_()
+    results = []
+    for call in (block, torch.compile(block, fullgraph=True)):
+        y, _ = call(x)
+        gradients = torch.autograd.grad(y.float().square().mean(), [x, *block.parameters()])
+        results.append((y, *gradients))
+    for eager, compiled in zip(*results, strict=True):
+        assert float((eager - compiled).float().norm() / eager.float().norm()) < 0.03
