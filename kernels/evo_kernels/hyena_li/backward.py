@@ -407,10 +407,6 @@ def hyena_li_backward_kernel(
             z, z_low = _operands(z, UPCAST)
         else:
             z = _operand(z, UPCAST)
-        if NEED_FILTER:
-            dT = tl.dot(tl.trans(g), z, acc=dT)
-            if SPLIT_Z:
-                dT = tl.dot(tl.trans(g), z_low, acc=dT)
         if NEED_INPUT or NEED_TAPS:
             dz8 = split8(dz)
             dk = _times(dz8, v)
@@ -474,6 +470,9 @@ def hyena_li_backward_kernel(
                     S,
                     mask=in_last[:, None],
                 )
+            dT = tl.dot(tl.trans(g), z, acc=dT)
+            if SPLIT_Z:
+                dT = tl.dot(tl.trans(g), z_low, acc=dT)
             dW = tl.dot(tl.trans(g), Sh, acc=dW)
             dW = tl.dot(tl.trans(g), Sl, acc=dW)
             to_pole = A * (tl.dot(z, U) + across[None, :] * S)
