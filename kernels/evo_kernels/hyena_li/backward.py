@@ -139,16 +139,6 @@ def _join(x):
 
 
 @triton.jit
-def _prefetch(row, t0, TILE: tl.constexpr):
-    """Ask for positions `t0 ...` of a row to be brought into the L2 cache."""
-    line: tl.constexpr = 1024 // row.dtype.element_ty.primitive_bitwidth
-    address = (row + t0 + tl.arange(0, TILE // line) * line).to(tl.int64)
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [address], dtype=tl.int32, is_pure=False, pack=1
-    )
-
-
-@triton.jit
 def _here(x, UPCAST: tl.constexpr):
     """x, computed at this place: else the compiler moves a loop's sums to its end, and all they need along."""
     if UPCAST:
@@ -307,7 +297,6 @@ def hyena_li_backward_kernel(
     NEED_TAPS: tl.constexpr,
     NEED_FILTER: tl.constexpr,
     UPCAST: tl.constexpr,
-    PREFETCH: tl.constexpr,
     SPLIT_Z: tl.constexpr,
 ):
     """All gradients of one channel of one sequence; the strides of rows are in units of eight."""
@@ -373,12 +362,6 @@ def hyena_li_backward_kernel(
     for step in tl.range(0, num_tiles, disable_licm=True):
         tile = num_tiles - 1 - step
         t0 = tile * (M * C)
-        if PREFETCH:
-            ahead = tl.maximum(t0 - M * C, 0)
-            _prefetch(q_row, ahead, M * C)
-            _prefetch(dy_row, ahead, M * C)
-            _prefetch(k_row, ahead, M * C)
-            _prefetch(v_row, ahead, M * C)
         # The adjoint side first: k and v then have their features once, for the gate and for its gradient.
         q = _load8(q_row, t0, L, M, C, RAGGED)
         q_before = _load_before(q_row, q_tail, t0, L, D * 3, M, C, HAS_TAIL)
@@ -631,7 +614,7 @@ def launch_backward(
     d_end = None if d_modal_end is None else d_modal_end.float().contiguous()
     tail = None if feature_tail is None else feature_tail.contiguous()
     config = select(BACKWARD, qkv.device)
-    arguments = {"UPCAST": int(interpreting()), "PREFETCH": False} | config.launch_arguments()
+    arguments = {"UPCAST": int(interpreting())} | config.launch_arguments()
     hyena_li_backward_kernel[(D, B)](
         dy_rows, rows, featurizer, log_poles, residues, skip, tile_states,
         rows if tail is None else tail, tile_states if d_end is None else d_end,
