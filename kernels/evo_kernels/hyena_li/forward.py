@@ -393,11 +393,12 @@ def launch_forward(
     D, N = log_poles.shape
     assert channels == 3 * D
     rows = qkv.new_empty((B, D, padded_length(L)))
-    new_float = {"dtype": torch.float32, "device": qkv.device}
-    tile_states = (
-        torch.empty((B, D, num_tiles(L), padded_poles(N)), **new_float) if save_states else None
-    )
-    modal_end = torch.empty((B, D, N), **new_float) if return_modal else None
+    tile_states, modal_end = None, None
+    if save_states:
+        shape = (B, D, num_tiles(L), padded_poles(N))
+        tile_states = torch.empty(shape, dtype=torch.float32, device=qkv.device)
+    if return_modal:
+        modal_end = torch.empty((B, D, N), dtype=torch.float32, device=qkv.device)
     config = select("hyena_li_forward", qkv.device)
     hyena_li_forward_kernel[(D, B)](
         qkv,
