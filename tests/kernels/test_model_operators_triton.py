@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from evo_kernels.attention_two_segment import attention_two_segment
 from evo_kernels.backend import interpreting
 from evo_kernels.errors import KernelError
 from evo_kernels.gated_product import gated_product
@@ -126,10 +127,30 @@ def test_token_log_probs(rows: int, width: int, vocabulary: int) -> None:
     assert (got - want).abs().max() < 2e-4  # float32 sums of logits of up to 100
 
 
+@pytest.mark.parametrize(
+    "rows, length, prefix, own, heads, width", [(3, 1, 5, 1, 3, 10), (2, 5, 9, 8, 2, 8)]
+)
+def test_two_segment_attention(
+    rows: int, length: int, prefix: int, own: int, heads: int, width: int
+) -> None:
+    q, k, v = (_normal(rows, n, heads, width, seed=i) for i, n in enumerate((length, own, own)))
+    pk, pv = (_normal(1, prefix, heads, width, seed=3 + i) for i in (0, 1))
+    found = attention_two_segment(q, pk, pv, k, v, backend="triton")
+    wanted = attention_two_segment(q, pk, pv, k, v, backend="reference")
+    _close(found, wanted, torch.float32)
+
+
 def test_pieces_of_a_row_are_equal_and_short() -> None:
     from evo_kernels.token_log_probs.forward import pieces_of
 
-    assert [pieces_of(width) for width in (8, 128, 1920, 4096, 8192, 1040)] == [1, 1, 15, 32, 64, 10]
+    assert [pieces_of(width) for width in (8, 128, 1920, 4096, 8192, 1040)] == [
+        1,
+        1,
+        15,
+        32,
+        64,
+        10,
+    ]
 
 
 def test_a_target_outside_the_vocabulary_is_nan() -> None:
