@@ -14,7 +14,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from evo_kernels import SEState, hyena_se, short_conv
 
-LENGTHS = [1, 2, 7, 63, 64, 65, 129, 300]
+# A program has 32 rows here (conftest.py), a tile 16.
+LENGTHS = [1, 2, 7, 33, 65]
 
 
 def _close(name: str, got: Tensor | None, want: Tensor | None, bound: float) -> None:
@@ -32,9 +33,7 @@ def _leaves(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> lis
 
 def _gradients(outputs: list[Tensor], inputs: list[Tensor], seed: int) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
-    loss = sum(
-        (y * torch.randn(y.shape, generator=generator).to(y.dtype)).sum() for y in outputs
-    )
+    loss = sum((y * torch.randn(y.shape, generator=generator).to(y.dtype)).sum() for y in outputs)
     return torch.autograd.grad(loss, inputs)  # type: ignore[arg-type]
 
 
@@ -43,7 +42,7 @@ def _gradients(outputs: list[Tensor], inputs: list[Tensor], seed: int) -> tuple[
 def test_hyena_se(length: int, with_state: bool) -> None:
     torch.manual_seed(length)
     B, D, K = 2, 48, 7
-    groups = {1: 1, 2: 48, 7: 3, 63: 16}.get(length, 16)
+    groups = {1: 1, 2: 48, 7: 3, 33: 16}.get(length, 16)
     shapes = [(B, length, 3 * D), (3 * D, 3), (groups, K)]
     inputs = _leaves(*shapes, *([(B, 2, 3 * D), (B, K - 1, D)] if with_state else []))
     results = {}
@@ -85,7 +84,7 @@ def test_hyena_se_float16_and_any_split() -> None:
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("taps", [2, 3, 4, 8])
+@pytest.mark.parametrize("taps", [2, 3, 8])
 def test_short_conv(length: int, taps: int) -> None:
     torch.manual_seed(length)
     B, C = 2, 80
@@ -115,6 +114,10 @@ def test_a_wrong_tap_or_a_missing_row_would_be_seen() -> None:
     moved = torch.cat([h[:, 1:2], h[:, :1], h[:, 2:]], dim=1)
     short = x.clone()
     short[:, 128] = 0
-    for wrong in (hyena_se(x, f, moved)[0], hyena_se(short, f, h)[0], hyena_se(x, f, h * 1.00001)[0]):
+    for wrong in (
+        hyena_se(x, f, moved)[0],
+        hyena_se(short, f, h)[0],
+        hyena_se(x, f, h * 1.00001)[0],
+    ):
         with pytest.raises(AssertionError, match="relative error"):
             _close("y", y, wrong, 2e-6)
