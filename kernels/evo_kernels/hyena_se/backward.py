@@ -85,9 +85,15 @@ def hyena_se_backward_kernel(
         raw_q = load_rows(x, row, c, L, -HF, U + HF + HK, 3 * D, D)
         grad = load_rows(dy + row.to(tl.int64) * D + c, row, c, L, 0, U + HF + HK, D, D)
         if HAS_STATE:
-            raw_k = replace_early_rows(raw_k, feature_tail + D, row, c, -HK - HF, HK + HF + U + HF, HF, 3 * D, D)
-            raw_v = replace_early_rows(raw_v, feature_tail + 2 * D, row, c, -HK - HF, HK + HF + U + HF, HF, 3 * D, D)
-            raw_q = replace_early_rows(raw_q, feature_tail, row, c, -HF, HF + U + HF + HK, HF, 3 * D, D)
+            raw_k = replace_early_rows(
+                raw_k, feature_tail + D, row, c, -HK - HF, HK + HF + U + HF, HF, 3 * D, D
+            )
+            raw_v = replace_early_rows(
+                raw_v, feature_tail + 2 * D, row, c, -HK - HF, HK + HF + U + HF, HF, 3 * D, D
+            )
+            raw_q = replace_early_rows(
+                raw_q, feature_tail, row, c, -HF, HF + U + HF + HK, HF, 3 * D, D
+            )
         k = fir(raw_k, taps_k, HF, HK + U + HF, KF)  # phases -HK ... U + HF - 1
         v = fir(raw_v, taps_v, HF, HK + U + HF, KF)
         gated = multiply(k, v, 0, 0, HK + U + HF)
@@ -164,11 +170,13 @@ def launch_backward(
     KF = featurizer.shape[1]
     dqkv = torch.empty_like(qkv)
     d_feature_tail = qkv.new_empty((0,) if feature_tail is None else feature_tail.shape)
-    d_gated_tail = dy.new_empty((0,) if gated_tail is None else gated_tail.shape, dtype=torch.float32)
+    d_gated_tail = dy.new_empty(
+        (0,) if gated_tail is None else gated_tail.shape, dtype=torch.float32
+    )
     config = select("hyena_se_backward", qkv.device)
     size = config.constants
     programs = triton.cdiv(L, size["I"] * size["U"] * size["TILES"])
-    partial = dict(dtype=torch.float32, device=qkv.device)
+    partial = {"dtype": torch.float32, "device": qkv.device}
     featurizer_parts = torch.empty((B * programs, KF, width) if needs_weights else (0,), **partial)
     h_parts = torch.empty((B * programs, K, D) if needs_weights else (0,), **partial)
     hyena_se_backward_kernel[(triton.cdiv(D, size["BD"]), programs, B)](

@@ -60,9 +60,15 @@ def hyena_se_forward_kernel(
         raw_v = load_rows(x + 2 * D, row, c, L, -HALO, U, 3 * D, D)
         raw_q = load_rows(x, row, c, L, 1 - KF, U, 3 * D, D)
         if HAS_STATE:
-            raw_k = replace_early_rows(raw_k, feature_tail + D, row, c, -HALO, HALO + U, KF - 1, 3 * D, D)
-            raw_v = replace_early_rows(raw_v, feature_tail + 2 * D, row, c, -HALO, HALO + U, KF - 1, 3 * D, D)
-            raw_q = replace_early_rows(raw_q, feature_tail, row, c, 1 - KF, KF - 1 + U, KF - 1, 3 * D, D)
+            raw_k = replace_early_rows(
+                raw_k, feature_tail + D, row, c, -HALO, HALO + U, KF - 1, 3 * D, D
+            )
+            raw_v = replace_early_rows(
+                raw_v, feature_tail + 2 * D, row, c, -HALO, HALO + U, KF - 1, 3 * D, D
+            )
+            raw_q = replace_early_rows(
+                raw_q, feature_tail, row, c, 1 - KF, KF - 1 + U, KF - 1, 3 * D, D
+            )
         k = fir(raw_k, taps_k, KF - 1, K - 1 + U, KF)
         v = fir(raw_v, taps_v, KF - 1, K - 1 + U, KF)
         gated = multiply(k, v, 0, 0, K - 1 + U)
@@ -77,7 +83,9 @@ def hyena_se_forward_kernel(
             store_last_rows(gated_end, gated, row, c, L, 1 - K, K - 1 + U, K - 1, D, D)
             store_last_rows(feature_end, raw_q, row, c, L, 1 - KF, KF - 1 + U, KF - 1, 3 * D, D)
             store_last_rows(feature_end + D, raw_k, row, c, L, -HALO, HALO + U, KF - 1, 3 * D, D)
-            store_last_rows(feature_end + 2 * D, raw_v, row, c, L, -HALO, HALO + U, KF - 1, 3 * D, D)
+            store_last_rows(
+                feature_end + 2 * D, raw_v, row, c, L, -HALO, HALO + U, KF - 1, 3 * D, D
+            )
 
 
 def launch_forward(
