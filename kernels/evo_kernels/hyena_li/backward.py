@@ -359,6 +359,7 @@ def hyena_li_backward_kernel(
     ak = (nothing, nothing, nothing)
     av = (nothing, nothing, nothing)
 
+    # Hoisted out of the loop, addresses and matrix descriptors would only be spilled.
     for step in tl.range(0, num_tiles, disable_licm=True):
         tile = num_tiles - 1 - step
         t0 = tile * (M * C)
@@ -453,6 +454,8 @@ def hyena_li_backward_kernel(
                     S,
                     mask=in_last[:, None],
                 )
+            # Not right after z, where it would free registers: ptxas 12.8 then loses the descriptor
+            # of dW's product (test_hyena_li_backward_compiled.py looks for that).
             dT = tl.dot(tl.trans(g), z, acc=dT)
             if SPLIT_Z:
                 dT = tl.dot(tl.trans(g), z_low, acc=dT)
@@ -558,7 +561,7 @@ def _end_pole_gradient(
         context = qkv.new_zeros(B, 2, W) if feature_tail is None else feature_tail
     raw = torch.cat([context, qkv[:, start:]], 1).float()
     taps = featurizer.float()
-    features = sum(taps[:, lag] * raw[:, 2 - lag : 2 - lag + length] for lag in range(3))
+    features = taps[:, 0] * raw[:, 2:] + taps[:, 1] * raw[:, 1:-1] + taps[:, 2] * raw[:, :-2]
     _, k, v = features.chunk(3, dim=-1)
     left = torch.arange(length - 1, -1, -1, device=qkv.device, dtype=torch.float32)
     weights = left * torch.exp(log_poles[..., None].float() * left)  # [D, N, r]
@@ -597,18 +600,21 @@ def launch_backward(
     D, N = log_poles.shape
     tiles = triton.cdiv(L, TILE)
     NP = tile_states.shape[3]
-    f32 = {"dtype": torch.float32, "device": qkv.device}
     padded_length = (L + 7) // 8 * 8
+
+    def float32(*shape: int, needed: bool = True) -> Tensor:
+        return torch.empty(shape if needed else (0,), dtype=torch.float32, device=qkv.device)
+
     dqkv = qkv.new_empty((B, W, padded_length) if needs_input else (0,))
-    edges = torch.empty(3, B, D, tiles, TILE // 256, 2, **f32)
-    d_modal = torch.empty(B, D, N, **f32)
-    last_state = torch.empty(
-        (B, D, NP) if d_modal_end is not None and needs_weights else (0,), **f32
-    )
-    d_featurizer = torch.empty((B, W, 3) if needs_weights else (0,), **f32)
-    d_log_poles = torch.empty((B, D, N) if needs_weights else (0,), **f32)
-    d_residues = torch.empty((B, D, N) if needs_weights else (0,), **f32)
-    d_skip = torch.empty((B, D) if needs_weights else (0,), **f32)
+    edges = float32(3, B, D, tiles, TILE // 256, 2)
+    d_modal = float32(B, D, N)
+    last_state = float32(B, D, NP, needed=d_modal_end is not None and needs_weights)
+    d_featurizer = float32(B, W, 3, needed=needs_weights)
+    d_log_poles = float32(B, D, N, needed=needs_weights)
+    d_residues = float32(B, D, N, needed=needs_weights)
+    d_skip = float32(B, D, needed=needs_weights)
+    featurizer, log_poles = featurizer.contiguous(), log_poles.contiguous()
+    residues, skip = residues.contiguous(), skip.contiguous()
     rows, qkv_batch, qkv_row = _rows_of_eight(qkv)
     dy_rows, dy_batch, dy_row = _rows_of_eight(dy)
     d_end = None if d_modal_end is None else d_modal_end.float().contiguous()
