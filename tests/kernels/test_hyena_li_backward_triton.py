@@ -61,7 +61,11 @@ def tile_states(case: dict[str, Any], width: int = 16) -> Tensor:
     tail = None if case["tail"] is None else case["tail"].double()
     features, _ = short_conv_reference(case["qkv"].double(), case["featurizer"].double(), tail)
     _, k, v = features.chunk(3, dim=-1)
-    modal = torch.zeros(B, D, N, dtype=torch.float64) if case["modal"] is None else case["modal"].double()
+    modal = (
+        torch.zeros(B, D, N, dtype=torch.float64)
+        if case["modal"] is None
+        else case["modal"].double()
+    )
     states = []
     for start in range(0, L, TILE):
         states.append(torch.nn.functional.pad(modal, (0, width - N)))
@@ -76,7 +80,13 @@ def expected(case: dict[str, Any]) -> dict[str, Tensor | None]:
     leaf = {n: None if case[n] is None else case[n].double().requires_grad_() for n in names}
     state = None if leaf["tail"] is None else LIState(leaf["tail"], leaf["modal"])
     y, new = hyena_li_reference(
-        leaf["qkv"], leaf["featurizer"], leaf["log_poles"], leaf["residues"], leaf["skip"], state, None
+        leaf["qkv"],
+        leaf["featurizer"],
+        leaf["log_poles"],
+        leaf["residues"],
+        leaf["skip"],
+        state,
+        None,
     )
     loss = (y * case["dy"].double()).sum()
     if case["d_end"] is not None:
@@ -86,7 +96,9 @@ def expected(case: dict[str, Any]) -> dict[str, Tensor | None]:
     return dict.fromkeys(names) | dict(zip(present, grads, strict=True))
 
 
-def run(case: dict[str, Any], *, needs_input: bool = True, needs_weights: bool = True) -> dict[str, Tensor]:
+def run(
+    case: dict[str, Any], *, needs_input: bool = True, needs_weights: bool = True
+) -> dict[str, Tensor]:
     """The kernel's gradients by name."""
     grads = launch_backward(
         channel_first(case["dy"]), case["d_end"], channel_first(case["qkv"]), case["featurizer"],
@@ -97,7 +109,9 @@ def run(case: dict[str, Any], *, needs_input: bool = True, needs_weights: bool =
     return dict(zip(names, grads, strict=True))
 
 
-def check(got: dict[str, Tensor], want: dict[str, Tensor | None], tolerance: float, names: list[str]) -> None:
+def check(
+    got: dict[str, Tensor], want: dict[str, Tensor | None], tolerance: float, names: list[str]
+) -> None:
     """Relative L2 of every named gradient."""
     for name in names:
         reference = want[name]
@@ -120,7 +134,6 @@ def test_every_gradient_is_exact(L: int) -> None:
     case = make_case(L, seed=L)
     with override(BACKWARD, EXACT):
         got = run(case)
-    # One position: the poles act through the incoming state alone, and dR cancels little.
     check(got, expected(case), 1e-4, INPUTS + WEIGHTS)
 
 
@@ -158,8 +171,17 @@ def test_weights_or_inputs_alone() -> None:
 
 def test_any_layout_and_a_padded_gradient() -> None:
     case = make_case(65, B=2)
-    args = (case["featurizer"], case["log_poles"], case["residues"], case["skip"], case["tail"], tile_states(case))
-    plain = launch_backward(case["dy"], case["d_end"], case["qkv"], *args, needs_input=True, needs_weights=True)
+    args = (
+        case["featurizer"],
+        case["log_poles"],
+        case["residues"],
+        case["skip"],
+        case["tail"],
+        tile_states(case),
+    )
+    plain = launch_backward(
+        case["dy"], case["d_end"], case["qkv"], *args, needs_input=True, needs_weights=True
+    )
     rows = run(case)
     for got, want in zip(plain, rows.values(), strict=True):
         assert torch.equal(got, want)
