@@ -176,9 +176,11 @@ def launch_backward(
     config = select("hyena_se_backward", qkv.device)
     size = config.constants
     programs = triton.cdiv(L, size["I"] * size["U"] * size["TILES"])
-    partial = {"dtype": torch.float32, "device": qkv.device}
-    featurizer_parts = torch.empty((B * programs, KF, width) if needs_weights else (0,), **partial)
-    h_parts = torch.empty((B * programs, K, D) if needs_weights else (0,), **partial)
+    parts = B * programs
+    featurizer_parts = qkv.new_empty(
+        (parts, KF, width) if needs_weights else (0,), dtype=torch.float32
+    )
+    h_parts = qkv.new_empty((parts, K, D) if needs_weights else (0,), dtype=torch.float32)
     hyena_se_backward_kernel[(triton.cdiv(D, size["BD"]), programs, B)](
         dy, dy if d_feature_end is None else d_feature_end, dy if d_gated_end is None else d_gated_end,
         qkv, featurizer, h, qkv if feature_tail is None else feature_tail,
