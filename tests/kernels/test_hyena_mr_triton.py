@@ -126,7 +126,8 @@ def test_a_split_changes_nothing(splits: tuple[int, ...]) -> None:
         y, state = hyena_mr(chunk, *parameters, state, return_state=True, backend="triton")
         parts.append(y)
     assert state is not None and end is not None
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
+    # Long chunks take the skip from the rounded gate as well, short ones from the exact one.
+    assert (torch.cat(parts, dim=1) - whole).norm() < ONE_CUT * whole.norm()
     torch.testing.assert_close(state.featurizer, end.featurizer, rtol=0, atol=0)
     # Sums in another order may fall to the other side of a bfloat16.
     torch.testing.assert_close(state.gated, end.gated, rtol=2**-7, atol=0)

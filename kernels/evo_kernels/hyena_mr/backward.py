@@ -22,13 +22,14 @@ import triton.language as tl
 from torch import Tensor
 
 from evo_kernels.backend import interpreting
-from evo_kernels.hyena_mr.forward import (
+from evo_kernels.hyena_mr.planes import (
     BLOCK,
     Planes,
     fir_taps,
     in_planes,
     launch_conv,
     launch_gate,
+    load_gated,
     load_own,
     load_tile,
     planes_of,
@@ -48,19 +49,7 @@ def diagonal_sums(x, BT: tl.constexpr):
     return tl.sum(tl.where(r >= j, skewed, 0.0), 0), tl.sum(tl.where(r < j, skewed, 0.0), 0)
 
 
-@triton.jit
-def load_z(z, gated, row, L, ok, D: tl.constexpr, K: tl.constexpr, CB: tl.constexpr,
-           HAS_STATE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
-    """z `[BT, N]` from its plane, and from the state before the chunk."""
-    tile = load_tile(z, row, L, ok, CB, False, UPCAST)
-    if HAS_STATE:
-        before = (row < 0) & (row > -K) & ok
-        past = tl.load(gated + (row + (K - 1)) * D, mask=before, other=0.0)
-        tile += past.to(tile.dtype)
-    return tile
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["L", "SEG"])
 def hyena_mr_backward_filter_kernel(
     z,
     g,
@@ -101,8 +90,8 @@ def hyena_mr_backward_filter_kernel(
         r = row + t * (BT * TILES)
         # z of the two tiles before these and of these; each g meets the last three of its own.
         zs = (
-            load_z(pz, pgated, r - 2 * BT, L, ok, D, K, CB, HAS_STATE, UPCAST),
-            load_z(pz, pgated, r - BT, L, ok, D, K, CB, HAS_STATE, UPCAST),
+            load_gated(pz, pgated, r - 2 * BT, L, ok, D, K, CB, False, HAS_STATE, UPCAST),
+            load_gated(pz, pgated, r - BT, L, ok, D, K, CB, False, HAS_STATE, UPCAST),
         )
         for i in tl.static_range(TILES):
             zs = zs + (load_tile(pz, r + i * BT, L, ok, CB, False, UPCAST),)
@@ -150,7 +139,7 @@ def store_before(p, d, w, first, D: tl.constexpr):
     tl.store(p + 3 * D, w[1] * d[0] + w[2] * d[1], mask=first)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def hyena_mr_backward_inputs_kernel(
     qkv,
     dy,
@@ -162,8 +151,7 @@ def hyena_mr_backward_inputs_kernel(
     dgated,
     dqkv,
     dtail,
-    dtaps,
-    dskip,
+    sums,
     L,
     D: tl.constexpr,
     K: tl.constexpr,
@@ -177,7 +165,7 @@ def hyena_mr_backward_inputs_kernel(
     HAS_STATE: tl.constexpr,
     HAS_DGATED: tl.constexpr,
 ):
-    """dqkv, and sums per program for the taps `[programs, 9, D]` and skip `[programs, D]`.
+    """dqkv, and a program's sums for the nine featurizer taps and skip, `[programs, 10, D]`.
 
     `y` = conv(h, z) and `dz` = corr(h, g) are planes. Grid: (blocks of BD channels, sets of TILES
     tiles of I * U rows, batch).
@@ -259,8 +247,8 @@ def hyena_mr_backward_inputs_kernel(
         pdz += I * U * CB
     part = b * tl.num_programs(1) + tl.program_id(1)
     for j in tl.static_range(9):
-        tl.store(dtaps + (part * 9 + j) * D + c, tl.sum(wsums[j], 0), mask=okc)
-    tl.store(dskip + part * D + c, tl.sum(ssum, 0), mask=okc)
+        tl.store(sums + (part * 10 + j) * D + c, tl.sum(wsums[j], 0), mask=okc)
+    tl.store(sums + (part * 10 + 9) * D + c, tl.sum(ssum, 0), mask=okc)
 
 
 def launch_filter_gradient(
@@ -270,8 +258,8 @@ def launch_filter_gradient(
     B, _, L, _ = z.shape
     config = select("hyena_mr_backward_filter", z.device)
     N = config.constants["N"]
-    rows = segment_rows(B, L, planes.total, N // planes.width)
-    rows = triton.cdiv(rows, BLOCK * config.constants["TILES"]) * BLOCK * config.constants["TILES"]
+    step = BLOCK * config.constants["TILES"]
+    rows = segment_rows(B, L, planes.total, N // planes.width, step)
     grid = (planes.total, triton.cdiv(L, rows * (N // planes.width)), B)
     dh = z.new_empty((B * grid[1], planes.groups, planes.blocks, K), dtype=torch.float32)
     hyena_mr_backward_filter_kernel[grid](
@@ -320,8 +308,8 @@ def launch_backward(
     planes = planes_of(D, G, widest_plane(qkv.device))
     blocks = toeplitz_blocks(h)
     z, g = launch_gate(qkv, featurizer, tail, planes, dy)
-    y = launch_conv(z, blocks, K, planes, qkv=qkv, gated=gated, segment=segment)
-    dz = launch_conv(g, blocks, K, planes, qkv=qkv, reverse=True, segment=segment)
+    y = launch_conv(z, blocks, K, planes, gated, segment=segment)
+    dz = launch_conv(g, blocks, K, planes, reverse=True, segment=segment)
     dh = qkv.new_empty(0, dtype=torch.float32)
     if with_filter:
         dh = launch_filter_gradient(z, g, gated, D, K, planes)
@@ -331,8 +319,7 @@ def launch_backward(
     grid = (triton.cdiv(D, config.constants["BD"]), triton.cdiv(L, tile), B)
     dqkv = torch.empty_like(qkv)
     dtail = qkv.new_zeros((0 if tail is None else B, 2, 3 * D), dtype=torch.float32)
-    dtaps = qkv.new_empty((B * grid[1], 3, 3, D), dtype=torch.float32)
-    dskip = qkv.new_empty((B * grid[1], D), dtype=torch.float32)
+    sums = qkv.new_empty((B * grid[1], 10, D), dtype=torch.float32)
     hyena_mr_backward_inputs_kernel[grid](
         qkv,
         dy,
@@ -344,8 +331,7 @@ def launch_backward(
         skip if dgated is None else dgated,
         dqkv,
         dtail,
-        dtaps,
-        dskip,
+        sums,
         L,
         D=D,
         K=K,
@@ -356,5 +342,8 @@ def launch_backward(
         HAS_DGATED=dgated is not None,
         **config.launch_arguments(),
     )
-    dfeaturizer = dtaps.sum(0).permute(0, 2, 1).reshape(3 * D, 3)
-    return dqkv, dfeaturizer, dh, dskip.sum(0), dtail
+    total = sums.sum(0)
+    dfeaturizer = (
+        total[:9].view(3, 3, D).permute(0, 2, 1).clone(memory_format=torch.contiguous_format)
+    )
+    return dqkv, dfeaturizer.view(3 * D, 3), dh, total[9], dtail

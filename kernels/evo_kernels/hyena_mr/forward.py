@@ -1,25 +1,20 @@
-"""Hyena-MR forward: 3-tap featurizers, k * v, block-Toeplitz FIR on tensor cores, skip, gate.
+"""Hyena-MR forward in one pass: featurizers, gate, Toeplitz filter on tensor cores, skip, post-gate.
 
-With blocks of 64 rows, `A_b[i, j] = h[64 b + i - j]` and z = k * v (after the featurizers),
+Cut into tiles of 16 rows, the filter of a group of channels is a band of 16 x 16 Toeplitz blocks
 
-    y_i = A_0 z_i + A_1 z_{i-1} + A_2 z_{i-2}        (three blocks hold every filter of K <= 129)
+    y_i = sum_{delta = 0}^{8} T_delta z_{i - delta}        T_delta[a, b] = h[16 delta + a - b]
 
-Two kernels. The gating kernel reads wide rows and writes z in bfloat16 into planes `[P, L, CB]`, one
-for the CB channels of a filter group: a tile of one group then is contiguous, where rows of 16
-channels taken straight from `[B, L, 3D]` would use 32 bytes of every memory line. The convolution
-kernel marches over its rows and scatters: z_i feeds three dots whose sums for later blocks are
-carried as float32 accumulators. Taps enter the dots as pairs of bfloat16 (value and remainder), z as
-one bfloat16; everything else is float32.
+and nine of them hold every filter of at most 129 taps. One warp has one block of 16 channels, and a
+program has four, side by side, because rows of 64 channels are whole lines of memory: rows of 16 reach
+less than half of the copy bandwidth.
 
-The columns of a tile are J segments of the sequence times the CB channels of one plane, so that a dot
-is wide enough for the tensor cores although a group may have few channels. A thread owns U
-consecutive rows of a column (its phases): a featurizer then is arithmetic between registers, and
-U + 2 loads serve U rows.
+A program marches over its rows, 32 at a time, and scatters: z_i feeds the sums of the tiles i ... i + 8,
+and the sums of the next eight tiles are carried on as float32. Taps enter the products as pairs of
+bfloat16 (value and remainder), z as one bfloat16, which is what the state holds; the skip takes z in
+float32.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import triton
@@ -28,419 +23,115 @@ from torch import Tensor
 
 import evo_kernels.hyena_mr.configs  # noqa: F401  (fills the launch table)
 from evo_kernels.backend import interpreting
+from evo_kernels.hyena_mr.tiles import (
+    add_toeplitz,
+    column_channels,
+    exists,
+    fir3,
+    fir3_taps,
+    from_row_tiles,
+    interleave,
+    load_phases,
+    load_toeplitz,
+    phases_of,
+    row_tiles,
+    toeplitz_kernel,
+)
 from evo_kernels.launch import select
 
-BLOCK = 64
 
+@triton.jit(do_not_specialize=["L", "SEG"])
+def hyena_mr_forward_kernel(
+    qkv, featurizer, blocks, skip, feature_tail, gated_tail, y, gated_end, L, SEG,
+    D: tl.constexpr, K: tl.constexpr, GROUP: tl.constexpr, HAS_STATE: tl.constexpr,
+    RETURN_STATE: tl.constexpr, UPCAST: tl.constexpr, E: tl.constexpr,
+):  # fmt: skip
+    """`y = q * (fir(h, k * v) + skip * k * v)` of the featurized q, k, v.
 
-class Planes(NamedTuple):
-    """How channels lie in planes: `blocks` planes of `width` channels for each filter group."""
-
-    groups: int
-    group_size: int
-    width: int
-    blocks: int
-
-    @property
-    def total(self) -> int:
-        """Planes of all groups."""
-        return self.groups * self.blocks
-
-
-def planes_of(D: int, G: int, widest: int) -> Planes:
-    """Planes of at most `widest` channels, a power of two."""
-    width = min(triton.next_power_of_2(D // G), widest)
-    return Planes(G, D // G, width, triton.cdiv(D // G, width))
-
-
-@triton.jit
-def deinterleave(x, U: tl.constexpr, I: tl.constexpr, N: tl.constexpr):
-    """Take a tile `[U * I, N]` apart into its U phases: the inverse of `interleave`."""
-    x = tl.permute(tl.reshape(x, (I, U, N)), (0, 2, 1))
-    if U == 2:
-        a, b = tl.split(x)
-        return (a, b)
-    elif U == 4:
-        even, odd = tl.split(tl.reshape(x, (I, N, 2, 2)))
-        a, c = tl.split(even)
-        b, d = tl.split(odd)
-        return (a, b, c, d)
-    else:
-        even, odd = tl.split(tl.reshape(x, (I, N, 2, 2, 2)))
-        ae, co = tl.split(even)
-        bf, dh = tl.split(odd)
-        a, e = tl.split(ae)
-        c, g = tl.split(co)
-        b, f = tl.split(bf)
-        d, h = tl.split(dh)
-        return (a, b, c, d, e, f, g, h)
-
-
-@triton.jit
-def toeplitz_kernel(h, blocks, K: tl.constexpr, TRANSPOSE: tl.constexpr):
-    """Write block A_b of a filter, or its transpose, as bfloat16 pairs `[64, 128]`.
-
-    Even columns hold the rounded taps and odd ones what rounding left over: one dot with a tile whose
-    rows are doubled multiplies by both. Grid: (groups, 3).
-    """
-    BT: tl.constexpr = 64
-    i = tl.arange(0, BT)[:, None]
-    j = tl.arange(0, 2 * BT)[None, :]
-    lag = tl.program_id(1) * BT + (j // 2 - i if TRANSPOSE else i - j // 2)
-    inside = (lag >= 0) & (lag < K)
-    taps = tl.load(h + tl.program_id(0) * K + lag, mask=inside, other=0.0).to(tl.float32)
-    high = taps.to(tl.bfloat16).to(tl.float32)
-    pair = tl.where(j % 2 == 0, high, taps - high)
-    to = blocks + (tl.program_id(0) * 3 + tl.program_id(1)).to(tl.int64) * (2 * BT * BT)
-    tl.store(to + i * (2 * BT) + j, pair.to(blocks.dtype.element_ty))
-
-
-@triton.jit
-def load_toeplitz(blocks, b: tl.constexpr, UPCAST: tl.constexpr):
-    """Block b of one group as `toeplitz_kernel` wrote it."""
-    at = b * 8192 + tl.arange(0, 64)[:, None] * 128 + tl.arange(0, 128)[None, :]
-    x = tl.load(blocks + at)
-    if UPCAST:
-        x = x.to(tl.float32)
-    return x
-
-
-@triton.jit
-def fir_taps(w, c, ok):
-    """The three featurizer taps of channels c, each `[1, N]`."""
-    w0 = tl.load(w + c * 3, mask=ok, other=0.0).to(tl.float32)[None, :]
-    w1 = tl.load(w + c * 3 + 1, mask=ok, other=0.0).to(tl.float32)[None, :]
-    w2 = tl.load(w + c * 3 + 2, mask=ok, other=0.0).to(tl.float32)[None, :]
-    return (w0, w1, w2)
-
-
-@triton.jit
-def load_phases(
-    p,
-    tail,
-    row,
-    L,
-    ok,
-    D: tl.constexpr,
-    U: tl.constexpr,
-    HAS_STATE: tl.constexpr,
-    EARLY: tl.constexpr = False,
-):
-    """Raw inputs of phases -2 .. U-1, as stored; rows before 0 come from the tail of the state.
+    Grid: (sets of E blocks of 16 channels, segments of SEG rows, batch). SEG is a multiple of 32.
 
     Args:
-        p: Pointers of phase 0, `[I, N]`.
-        tail: Pointers of row 0 of this block in the state, `[1, N]`.
-        row: Row numbers of phase 0, `[I, N]`.
-        EARLY: Whether phase 0 may lie before the chunk.
+        qkv: `[B, L, 3D]`.
+        featurizer: `[3, 3D]`, transposed.
+        blocks: The filters as `toeplitz_kernel` writes them, `[D / GROUP, 9, 2, 16, 16]`.
+        skip: `[D]`.
+        feature_tail, gated_tail: State before row 0, `[B, 2, 3D]` and `[B, K - 1, D]`.
+        y: `[B, L, D]`.
+        gated_end: Gated inputs of the new state, `[B, K - 1, D]`; rows of this chunk are written.
     """
-    phases = ()
-    for u in tl.static_range(-2, U):
-        inside = (row + u < L) & ok
-        if u < 0 or EARLY:
-            inside = inside & (row + u >= 0)
-        x = tl.load(p + u * 3 * D, mask=inside, other=0.0)
-        if HAS_STATE and u < 0:
-            before = (row + u < 0) & (row + u >= -2) & ok
-            x += tl.load(tail + (row + u + 2) * 3 * D, mask=before, other=0.0)
-        phases = phases + (x,)
-    return phases
-
-
-@triton.jit
-def fir3(x, w, u: tl.constexpr):
-    """Featurizer output of phase u from the raw phases."""
-    return (
-        w[0] * x[u + 2].to(tl.float32) + w[1] * x[u + 1].to(tl.float32) + w[2] * x[u].to(tl.float32)
-    )
-
-
-@triton.jit
-def in_planes(c, L, GS: tl.constexpr, CB: tl.constexpr):
-    """Offset of row 0 of channels c in planes `[P, L, CB]`."""
-    if CB >= GS:
-        return (c // GS).to(tl.int64) * (L * CB) + c % GS
-    else:
-        plane = c // GS * ((GS + CB - 1) // CB) + c % GS // CB
-        return plane.to(tl.int64) * (L * CB) + c % GS % CB
-
-
-@triton.jit
-def hyena_mr_gate_kernel(
-    qkv,
-    dy,
-    featurizer,
-    tail,
-    z,
-    g,
-    L,
-    D: tl.constexpr,
-    GS: tl.constexpr,
-    CB: tl.constexpr,
-    P: tl.constexpr,
-    I: tl.constexpr,
-    U: tl.constexpr,
-    BD: tl.constexpr,
-    TILES: tl.constexpr,
-    WITH_G: tl.constexpr,
-    HAS_STATE: tl.constexpr,
-):
-    """z = k * v and, for the backward, g = dy * q (after the featurizers) into planes.
-
-    Grid: (blocks of BD channels, sets of TILES tiles of I * U rows, batch).
-    """
+    N: tl.constexpr = 16 * E
     b = tl.program_id(2).to(tl.int64)
-    c = tl.program_id(0) * BD + tl.arange(0, BD)
-    okc = c < D
-    ok = okc[None, :]
-    row = tl.program_id(1) * (TILES * I * U) + U * tl.arange(0, I)[:, None] + 0 * c[None, :]
-    at = row.to(tl.int64)
-    p = qkv + b * L * 3 * D + at * (3 * D) + c[None, :]
-    pdy = dy + b * L * D + at * D + c[None, :]
-    ptail = tail + b * 2 * 3 * D + c[None, :]
-    to = b * P * L * CB + at * CB + in_planes(c, L, GS, CB)[None, :]
-    pz = z + to
-    pg = g + to
-    wk = fir_taps(featurizer, c + D, okc)
-    wv = fir_taps(featurizer, c + 2 * D, okc)
-    if WITH_G:
-        wq = fir_taps(featurizer, c, okc)
-    for t in range(TILES):
-        r = row + t * (I * U)
-        k = load_phases(p + D, ptail + D, r, L, ok, D, U, HAS_STATE)
-        v = load_phases(p + 2 * D, ptail + 2 * D, r, L, ok, D, U, HAS_STATE)
-        if WITH_G:
-            q = load_phases(p, ptail, r, L, ok, D, U, HAS_STATE)
-            e = load_own(pdy, r, L, ok, D, 0, U)
-        for u in tl.static_range(U):
-            inside = (r + u < L) & ok
-            product = fir3(k, wk, u) * fir3(v, wv, u)
-            tl.store(pz + u * CB, product.to(z.dtype.element_ty), mask=inside)
-            if WITH_G:
-                product = e[u] * fir3(q, wq, u)
-                tl.store(pg + u * CB, product.to(g.dtype.element_ty), mask=inside)
-        p += I * U * 3 * D
-        pdy += I * U * D
-        pz += I * U * CB
-        pg += I * U * CB
-
-
-@triton.jit
-def load_own(p, row, L, ok, STRIDE: tl.constexpr, FIRST: tl.constexpr, END: tl.constexpr):
-    """Phases FIRST .. END-1 of a tile without rows before the chunk, in float32."""
-    phases = ()
-    for u in tl.static_range(FIRST, END):
-        x = tl.load(p + u * STRIDE, mask=(row + u < L) & ok, other=0.0)
-        phases = phases + (x.to(tl.float32),)
-    return phases
-
-
-@triton.jit
-def load_tile(x, row, L, ok, CB: tl.constexpr, REVERSE: tl.constexpr, UPCAST: tl.constexpr):
-    """Rows of a plane, or of the reversed plane; zero outside the chunk."""
-    inside = (row >= 0) & (row < L) & ok
-    if REVERSE:
-        row = L - 1 - row
-    tile = tl.load(x + row.to(tl.int64) * CB, mask=inside, other=0.0)
-    if UPCAST:
-        tile = tile.to(tl.float32)
-    return tile
-
-
-@triton.jit
-def hyena_mr_conv_kernel(
-    x,
-    blocks,
-    y,
-    qkv,
-    featurizer,
-    skip,
-    tail,
-    gated,
-    L,
-    SEG,
-    D: tl.constexpr,
-    K: tl.constexpr,
-    GS: tl.constexpr,
-    CB: tl.constexpr,
-    N: tl.constexpr,
-    U: tl.constexpr,
-    GATE: tl.constexpr,
-    REVERSE: tl.constexpr,
-    HAS_STATE: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """`y = q * (conv(h, x) + skip * x)` into `[B, L, D]` (GATE), or `conv(h, x)` into planes.
-
-    REVERSE filters the reversed sequence: the transposed filter. Grid: (planes, sets of N / CB
-    segments of SEG rows, batch).
-    """
-    BT: tl.constexpr = 64
-    I: tl.constexpr = BT // U
-    BLOCKS: tl.constexpr = (GS + CB - 1) // CB
-    plane = tl.program_id(0)
-    group = plane // BLOCKS
-    b = tl.program_id(2).to(tl.int64)
-    n = tl.arange(0, N)
-    in_group = (plane % BLOCKS) * CB + n % CB
-    c = group * GS + in_group
-    okc = in_group < GS
-    ok = okc[None, :]
-    start = ((tl.program_id(1) * (N // CB) + n // CB) * SEG)[None, :]
-    # Every row twice, for the pairs of taps.
-    double = start + (tl.arange(0, 2 * BT) // 2)[:, None]
-    x += (b * tl.num_programs(0) + plane) * L * CB
-    px = x + (n % CB)[None, :]
-
-    blocks += group.to(tl.int64) * (3 * 2 * BT * BT)
-    a0 = load_toeplitz(blocks, 0, UPCAST)
-    a1 = load_toeplitz(blocks, 1, UPCAST)
-    a2 = load_toeplitz(blocks, 2, UPCAST)
-    next1 = tl.zeros((BT, N), tl.float32)
-    next2 = tl.zeros((BT, N), tl.float32)
-    # The two blocks before the segment, for what they leave to the first two.
-    for t in range(-2, 0):
-        r = double + t * BT
-        z = load_tile(px, r, L, ok, CB, REVERSE, UPCAST)
-        if HAS_STATE:
-            before = (r < 0) & (r > -K) & ok
-            past = gated + (b * (K - 1) + r + (K - 1)) * D + c[None, :]
-            z += tl.load(past, mask=before, other=0.0).to(z.dtype)
-        next1 = tl.dot(a1, z, acc=next2)
-        next2 = tl.dot(a2, z)
-
-    if GATE:
-        row = start + U * tl.arange(0, I)[:, None]
+    c, ok = column_channels(tl.program_id(0), D, GROUP, E)
+    group = (tl.program_id(0) * E + tl.arange(0, E)) // ((GROUP + 15) // 16)
+    group = tl.minimum(group, D // GROUP - 1)
+    high = load_toeplitz(blocks, group, 0, UPCAST)
+    low = load_toeplitz(blocks, group, 1, UPCAST)
+    qkv += b * L * 3 * D
+    y += b * L * D
+    feature_tail += b * 2 * 3 * D
+    gated_tail += b * (K - 1) * D
+    gated_end += b * (K - 1) * D
+    zero = tl.zeros((E, 16, 16), tl.float32)
+    c0, c1, c2, c3, c4, c5, c6, c7 = zero, zero, zero, zero, zero, zero, zero, zero
+    # The 128 rows before the segment come first, for what they leave to its sums.
+    for step in range(-4, SEG // 32):
+        row = tl.program_id(1) * SEG + step * 32 + 8 * tl.arange(0, 4)[:, None]
+        end = row * 0 + L
+        own = tl.where(row - row + step >= 0, end, 0)
         at = row.to(tl.int64)
-        pq = qkv + b * L * 3 * D + at * (3 * D) + c[None, :]
-        py = y + b * L * D + at * D + c[None, :]
-        ptail = tail + b * 2 * 3 * D + c[None, :]
-        wq = fir_taps(featurizer, c, okc)
-        skips = tl.load(skip + c, mask=okc, other=0.0).to(tl.float32)[None, :]
-        pz = px + at * CB
-    else:
-        row = start + tl.arange(0, BT)[:, None]
-        py = y + (b * tl.num_programs(0) + plane) * L * CB + (n % CB)[None, :]
-    for t in range(0, SEG // BT):
-        z = load_tile(px, double + t * BT, L, ok, CB, REVERSE, UPCAST)
-        s = tl.dot(a0, z, acc=next1)
-        next1 = tl.dot(a1, z, acc=next2)
-        next2 = tl.dot(a2, z)
-        r = row + t * BT
-        if GATE:
-            q = load_phases(pq, ptail, r, L, ok, D, U, HAS_STATE)
-            zs = load_own(pz, r, L, ok, CB, 0, U)
-            sums = deinterleave(s, U, I, N)
-            for u in tl.static_range(U):
-                out = fir3(q, wq, u) * (sums[u] + skips * zs[u])
-                tl.store(py + u * D, out.to(y.dtype.element_ty), mask=(r + u < L) & ok)
-            pq += BT * 3 * D
-            pz += BT * CB
-            py += BT * D
-        else:
-            inside = (r < L) & ok
-            if REVERSE:
-                r = L - 1 - r
-            tl.store(py + r.to(tl.int64) * CB, s.to(y.dtype.element_ty), mask=inside)
+        x = qkv + at * (3 * D) + c
+        raw_k = load_phases(x + D, feature_tail + D + c, row, end, ok, 3 * D, HAS_STATE)
+        raw_v = load_phases(x + 2 * D, feature_tail + 2 * D + c, row, end, ok, 3 * D, HAS_STATE)
+        raw_q = load_phases(x, feature_tail + c, row, own, ok, 3 * D, HAS_STATE)
+        # Read again at every step, from L1: they would hold registers that a third program needs.
+        wq = fir3_taps(featurizer, c, ok, 3 * D)
+        wk = fir3_taps(featurizer, c + D, ok, 3 * D)
+        wv = fir3_taps(featurizer, c + 2 * D, ok, 3 * D)
+        skips = tl.load(skip + c, mask=ok, other=0.0).to(tl.float32)
+        skipped = ()
+        rounded = ()
+        for u in tl.static_range(8):
+            t = row + u
+            z = fir3(raw_k, wk, u) * fir3(raw_v, wv, u)
+            if HAS_STATE:
+                # Before row 0 the gated inputs are the state's, not what the taps make of its raw rows.
+                early = (t < 0) & (t > -K) & ok
+                old = tl.load(gated_tail + (t + (K - 1)) * D + c, mask=early, other=0.0)
+                z = tl.where(t < 0, old.to(tl.float32), z)
+            if RETURN_STATE:
+                last = exists(t, own) & (t > L - K) & ok
+                kept = gated_end + (t - (L - K + 1)) * D + c
+                tl.store(kept, z.to(tl.bfloat16).to(tl.float32), mask=last)
+            skipped = skipped + (skips * z,)
+            rounded = rounded + (z.to(tl.bfloat16),)
+        z0, z1 = row_tiles(interleave(rounded, N), E, UPCAST)
+        sums = (c0, c1, c2, c3, c4, c5, c6, c7, zero, zero)
+        sums = add_toeplitz(sums, z0, high, low, 0)
+        sums = add_toeplitz(sums, z1, high, low, 1)
+        c0, c1, c2, c3 = sums[2], sums[3], sums[4], sums[5]
+        c4, c5, c6, c7 = sums[6], sums[7], sums[8], sums[9]
+        inner = phases_of(from_row_tiles(sums[0], sums[1], E), N)
+        to = y + at * D + c
+        for u in tl.static_range(8):
+            out = fir3(raw_q, wq, u) * (inner[u] + skipped[u])
+            tl.store(to + u * D, out.to(y.dtype.element_ty), mask=exists(row + u, own) & ok)
 
 
-def toeplitz_blocks(h: Tensor, transpose: bool = False) -> Tensor:
-    """The three blocks of every filter, `[G, 3, 64, 128]` in bfloat16 pairs."""
-    G, K = h.shape
-    blocks = torch.empty(G, 3, BLOCK, 2 * BLOCK, dtype=torch.bfloat16, device=h.device)
-    toeplitz_kernel[(G, 3)](h, blocks, K=K, TRANSPOSE=transpose)
-    return blocks
+# Programs that run at once: three on each of the 132 multiprocessors of an H100 or H200. Another GPU gets
+# the same segments: a sum's order must not depend on the machine.
+_AT_ONCE = 396
+_LONGEST, _SHORTEST = 2048, 256
 
 
-def plane_buffer(qkv: Tensor, planes: Planes) -> Tensor:
-    """Memory for one value per batch, position and channel: `[B, P, L, CB]` in bfloat16."""
-    B, L, _ = qkv.shape
-    return torch.empty(B, planes.total, L, planes.width, dtype=torch.bfloat16, device=qkv.device)
+def segment_rows(B: int, L: int, sets: int) -> int:
+    """Rows per program: many, to pay for the 128 rows before them, in whole waves of programs.
 
-
-def launch_gate(
-    qkv: Tensor,
-    featurizer: Tensor,
-    tail: Tensor | None,
-    planes: Planes,
-    dy: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """z in planes and, given dy, g = dy * q in planes."""
-    B, L, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    config = select("hyena_mr_gate", qkv.device)
-    tile = config.constants["I"] * config.constants["U"] * config.constants["TILES"]
-    z = plane_buffer(qkv, planes)
-    g = z if dy is None else plane_buffer(qkv, planes)
-    hyena_mr_gate_kernel[(triton.cdiv(D, config.constants["BD"]), triton.cdiv(L, tile), B)](
-        qkv,
-        qkv if dy is None else dy,
-        featurizer,
-        qkv if tail is None else tail,
-        z,
-        g,
-        L,
-        D=D,
-        GS=planes.group_size,
-        CB=planes.width,
-        P=planes.total,
-        WITH_G=dy is not None,
-        HAS_STATE=tail is not None,
-        **config.launch_arguments(),
-    )
-    return z, g
-
-
-def launch_conv(
-    x: Tensor,
-    blocks: Tensor,
-    K: int,
-    planes: Planes,
-    *,
-    qkv: Tensor,
-    gated: Tensor | None = None,
-    gate: tuple[Tensor, Tensor, Tensor | None] | None = None,
-    reverse: bool = False,
-    segment: int | None = None,
-) -> Tensor:
-    """Filter planes; with `gate` (featurizer, skip, tail) the whole output `[B, L, D]`."""
-    B, L, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    config = select("hyena_mr_conv", qkv.device)
-    N = config.constants["N"]
-    rows = segment or segment_rows(B, L, planes.total, N // planes.width)
-    if gate is None:
-        y = plane_buffer(qkv, planes)
-        featurizer = skip = tail = x
-    else:
-        y = torch.empty(B, L, D, dtype=qkv.dtype, device=qkv.device)
-        featurizer, skip = gate[:2]
-        tail = qkv if gate[2] is None else gate[2]
-    hyena_mr_conv_kernel[(planes.total, triton.cdiv(L, rows * (N // planes.width)), B)](
-        x,
-        blocks,
-        y,
-        qkv,
-        featurizer,
-        skip,
-        tail,
-        x if gated is None else gated,
-        L,
-        rows,
-        D=D,
-        K=K,
-        GS=planes.group_size,
-        CB=planes.width,
-        GATE=gate is not None,
-        REVERSE=reverse,
-        HAS_STATE=gated is not None,
-        UPCAST=interpreting(),
-        **config.launch_arguments(),
-    )
-    return y
-
-
-def widest_plane(device: torch.device) -> int:
-    """Channels that a tile of the convolution has room for."""
-    return select("hyena_mr_conv", device).constants["N"]
+    A pure function of the sizes, so that every run launches the same work.
+    """
+    waves = triton.cdiv(B * L * sets, _AT_ONCE * _LONGEST)
+    segments = max(waves * _AT_ONCE // (B * sets), 1)
+    rows = triton.cdiv(triton.cdiv(L, segments), 32) * 32
+    return max(min(rows, _LONGEST), min(_SHORTEST, triton.cdiv(L, 32) * 32))
 
 
 def launch_forward(
@@ -448,178 +139,30 @@ def launch_forward(
     featurizer: Tensor,
     h: Tensor,
     skip: Tensor,
-    tail: Tensor | None,
-    gated: Tensor | None,
-    keep_state: bool,
+    feature_tail: Tensor | None,
+    gated_tail: Tensor | None,
+    return_state: bool,
     segment: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Run the forward kernels: y `[B, L, D]`, and the new gated state if asked for."""
+    """Run the kernel on contiguous inputs: y `[B, L, D]`, and the new gated state if asked for."""
     B, L, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     G, K = h.shape
-    planes = planes_of(D, G, widest_plane(qkv.device))
-    z, _ = launch_gate(qkv, featurizer, tail, planes)
-    y = launch_conv(
-        z,
-        toeplitz_blocks(h),
-        K,
-        planes,
-        qkv=qkv,
-        gated=gated,
-        gate=(featurizer, skip, tail),
-        segment=segment,
-    )
-    if not keep_state:
-        return y, None
-    kept = z[:, :, -(K - 1) :].float()  # [B, P, min(L, K - 1), CB]
-    kept = kept.view(B, G, planes.blocks, -1, planes.width).permute(0, 3, 1, 2, 4)
-    kept = kept.reshape(B, -1, G, planes.blocks * planes.width)[..., : planes.group_size]
-    kept = kept.reshape(B, -1, D)
-    if L < K - 1:
-        before = kept.new_zeros(B, K - 1 - L, D) if gated is None else gated[:, L:]
-        kept = torch.cat([before, kept], dim=1)
-    return y, kept
-
-
-def segment_rows(B: int, L: int, planes: int, segments: int, wanted: int = 2112) -> int:
-    """Rows per segment: long enough to hide the two blocks of warm-up, short enough for a full GPU.
-
-    A pure function of the sizes, so that every run launches the same work.
-    """
-    rows = L * B * planes // (wanted * segments)
-    rows = triton.next_power_of_2(min(max(rows, 512), 2048))
-    return min(rows, triton.cdiv(L, BLOCK * segments) * BLOCK)
-
-
-@triton.jit
-def load_row(x, tail, t, L, ok, D: tl.constexpr, HAS_STATE: tl.constexpr):
-    """Raw inputs at rows t (a tile `[T, 1]`), from the state where t < 0."""
-    value = tl.load(x + t * (3 * D), mask=(t >= 0) & (t < L) & ok, other=0.0).to(tl.float32)
-    if HAS_STATE:
-        before = (t < 0) & (t >= -2) & ok
-        value += tl.load(tail + (t + 2) * (3 * D), mask=before, other=0.0).to(tl.float32)
-    return value
-
-
-@triton.jit
-def row_fir3(x, tail, w, t, L, ok, D: tl.constexpr, HAS_STATE: tl.constexpr):
-    """Featurizer outputs at rows t."""
-    return (
-        w[0] * load_row(x, tail, t, L, ok, D, HAS_STATE)
-        + w[1] * load_row(x, tail, t - 1, L, ok, D, HAS_STATE)
-        + w[2] * load_row(x, tail, t - 2, L, ok, D, HAS_STATE)
-    )
-
-
-@triton.jit
-def hyena_mr_step_forward_kernel(
-    qkv,
-    featurizer,
-    h,
-    skip,
-    y,
-    tail,
-    gated,
-    new_tail,
-    new_gated,
-    L,
-    D: tl.constexpr,
-    K: tl.constexpr,
-    GS: tl.constexpr,
-    T: tl.constexpr,
-    R: tl.constexpr,
-    BD: tl.constexpr,
-    HAS_STATE: tl.constexpr,
-    KEEP_STATE: tl.constexpr,
-):
-    """The forward of a chunk of at most T rows as direct sums, with the new state.
-
-    T and R are powers of two that hold L and K - 1. Grid: (blocks of BD channels, batch).
-    """
-    b = tl.program_id(1).to(tl.int64)
-    c = tl.program_id(0) * BD + tl.arange(0, BD)
-    okc = c < D
-    ok = okc[None, :]
-    t = tl.arange(0, T)[:, None]
-    r = tl.arange(0, R)[:, None]
-    x = qkv + b * L * 3 * D + c[None, :]
-    px = tail + b * 2 * 3 * D + c[None, :]
-    pg = gated + b * (K - 1) * D + c[None, :]
-    taps = h + (c // GS * K)[None, :]
-    k = row_fir3(x + D, px + D, fir_taps(featurizer, c + D, okc), t, L, ok, D, HAS_STATE)
-    v = row_fir3(
-        x + 2 * D, px + 2 * D, fir_taps(featurizer, c + 2 * D, okc), t, L, ok, D, HAS_STATE
-    )
-    q = row_fir3(x, px, fir_taps(featurizer, c, okc), t, L, ok, D, HAS_STATE)
-    z = tl.where(t < L, k * v, 0.0)
-    z16 = z.to(tl.bfloat16).to(tl.float32)
-    sums = tl.load(skip + c, mask=okc, other=0.0).to(tl.float32)[None, :] * z
-    if HAS_STATE:
-        past = tl.load(pg + r * D, mask=(r < K - 1) & ok, other=0.0).to(tl.float32)
-    for step in range(0, L):
-        lag = step - t
-        a = tl.load(taps + lag, mask=(lag >= 0) & (lag < K) & ok, other=0.0).to(tl.float32)
-        s = tl.sum(a * z16, 0)
-        if HAS_STATE:
-            lag = step + (K - 1) - r
-            inside = (lag < K) & (r < K - 1) & ok
-            s += tl.sum(tl.load(taps + lag, mask=inside, other=0.0).to(tl.float32) * past, 0)
-        sums += tl.where(t == step, s[None, :], 0.0)
-    tl.store(
-        y + b * L * D + t * D + c[None, :], (q * sums).to(y.dtype.element_ty), mask=(t < L) & ok
-    )
-    if KEEP_STATE:
-        pn = new_gated + b * (K - 1) * D + c[None, :]
-        moved = (r < K - 1 - L) & ok
-        old = tl.zeros((R, BD), tl.float32)
-        if HAS_STATE:
-            old = tl.load(pg + (r + L) * D, mask=moved, other=0.0).to(tl.float32)
-        tl.store(pn + r * D, old, mask=moved)
-        to = t + (K - 1 - L)
-        tl.store(pn + to * D, z16, mask=(t < L) & (to >= 0) & ok)
-        two = tl.arange(0, 2)[:, None]
-        for block in tl.static_range(3):
-            raw = load_row(x + block * D, px + block * D, L - 2 + two, L, ok, D, HAS_STATE)
-            pt = new_tail + b * 2 * 3 * D + c[None, :] + block * D + two * (3 * D)
-            tl.store(pt, raw.to(new_tail.dtype.element_ty), mask=ok & (two >= 0))
-
-
-def launch_step_forward(
-    qkv: Tensor,
-    featurizer: Tensor,
-    h: Tensor,
-    skip: Tensor,
-    tail: Tensor | None,
-    gated: Tensor | None,
-    keep_state: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Run the kernel for short chunks: y, and the new tail and gated state if asked for."""
-    B, L, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    G, K = h.shape
-    config = select("hyena_mr_step_forward", qkv.device)
-    y = torch.empty(B, L, D, dtype=qkv.dtype, device=qkv.device)
-    new_tail = new_gated = None
-    if keep_state:
-        new_tail = qkv.new_empty((B, 2, 3 * D))
-        new_gated = qkv.new_empty((B, K - 1, D), dtype=torch.float32)
-    grid = (triton.cdiv(D, config.constants["BD"]), B)
-    hyena_mr_step_forward_kernel[grid](
-        qkv,
-        featurizer,
-        h,
-        skip,
-        y,
-        qkv if tail is None else tail,
-        skip if gated is None else gated,
-        qkv if new_tail is None else new_tail,
-        skip if new_gated is None else new_gated,
-        L,
-        D=D,
-        K=K,
-        GS=D // G,
-        T=triton.next_power_of_2(L),
-        R=triton.next_power_of_2(max(K - 1, 1)),
-        HAS_STATE=tail is not None,
-        KEEP_STATE=keep_state,
-        **config.launch_arguments(),
-    )
-    return y, new_tail, new_gated
+    config = select("hyena_mr_forward", qkv.device)
+    sets = triton.cdiv(G * triton.cdiv(D // G, 16), config.constants["E"])
+    segment = segment or segment_rows(B, L, sets)
+    blocks = torch.empty((G, 9, 2, 16, 16), dtype=torch.bfloat16, device=h.device)
+    toeplitz_kernel[(G, 9)](h, blocks, K=K)
+    y = qkv.new_empty(B, L, D)
+    gated_end = None
+    if return_state:
+        gated_end = qkv.new_empty((B, K - 1, D), dtype=torch.float32)
+        if L < K - 1:
+            gated_end[:, : K - 1 - L] = 0.0 if gated_tail is None else gated_tail[:, L:]
+    hyena_mr_forward_kernel[(sets, triton.cdiv(L, segment), B)](
+        qkv, featurizer.t().contiguous(), blocks, skip,
+        qkv if feature_tail is None else feature_tail, skip if gated_tail is None else gated_tail, y,
+        skip if gated_end is None else gated_end, L, segment,
+        D=D, K=K, GROUP=D // G, HAS_STATE=feature_tail is not None, RETURN_STATE=return_state,
+        UPCAST=interpreting(), **config.launch_arguments(),
+    )  # fmt: skip
+    return y, gated_end

@@ -96,7 +96,8 @@ def _hyena_mr(
     keep_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output, and the new tail and gated state (empty unless `keep_state`)."""
-    from evo_kernels.hyena_mr.forward import launch_forward, launch_step_forward
+    from evo_kernels.hyena_mr.forward import launch_forward
+    from evo_kernels.hyena_mr.step import launch_step_forward
 
     qkv, featurizer, h, skip = (x.contiguous() for x in (qkv, featurizer, h, skip))
     if tail is not None and gated is not None:
