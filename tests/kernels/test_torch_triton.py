@@ -68,3 +68,20 @@ def test_compiles_without_a_graph_break(name: str) -> None:
     found = torch.autograd.grad(compiled(*leaves), leaves)
     for mine, theirs in zip(found, expected, strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("name", sorted(OPERATORS))
+def test_gradients_of_gradients(name: str) -> None:
+    """They go through the twin: nothing is silently missing from a second derivative."""
+    case = Case(name, 5, 1, 16, 16)
+    inputs = testing.make_inputs(case, "cpu")
+    leaves = [inputs[key].float().requires_grad_() for key in ("x", *OPERATORS[name].parameters)]
+    found = {}
+    for backend in ("triton", "reference"):
+        y = OPERATORS[name].function(*leaves, backend=backend)[0]
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        penalty = sum((gradient.square().sum() for gradient in first), torch.zeros(()))
+        found[backend] = torch.autograd.grad(penalty, leaves)
+    for mine, theirs in zip(found["triton"], found["reference"], strict=True):
+        assert theirs.norm() > 0
+        assert (mine - theirs).norm() <= 2e-2 * theirs.norm()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evo_kernels.autograd import gradients_through_twin
 from evo_kernels.backend import Backend, resolve
 from evo_kernels.checks import check_qkv, check_shape
 from evo_kernels.hyena_li.reference import (
@@ -144,17 +145,35 @@ def _setup_context(
     _, tile_states, modal_end = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(tile_states, *(() if return_modal else (modal_end,)))
-    ctx.modal_dtype = None if modal is None else modal.dtype
-    ctx.save_for_backward(qkv, featurizer, log_poles, residues, skip, feature_tail, tile_states)
+    ctx.save_for_backward(
+        qkv, featurizer, log_poles, residues, skip, feature_tail, modal, tile_states
+    )
+
+
+def _twin(
+    qkv: Tensor,
+    featurizer: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    skip: Tensor,
+    feature_tail: Tensor | None,
+    modal: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    state = None if feature_tail is None or modal is None else LIState(feature_tail, modal)
+    y, end = hyena_li_reference(qkv, featurizer, log_poles, residues, skip, state, None)
+    return y, end.modal
 
 
 def _autograd(
     ctx: Any, dy: Tensor | None, _d_states: Tensor | None, d_modal_end: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    qkv, featurizer, log_poles, residues, skip, feature_tail, tile_states = ctx.saved_tensors
+    *inputs, tile_states = ctx.saved_tensors
+    qkv, featurizer, log_poles, residues, skip, feature_tail, modal = inputs
     needs = ctx.needs_input_grad
     if dy is None:
         dy = torch.zeros_like(qkv[..., : log_poles.shape[0]])
+    if torch.is_grad_enabled():
+        return (*gradients_through_twin(_twin, inputs, (dy, d_modal_end)), None, None)
     d_qkv, d_featurizer, d_log_poles, d_residues, d_skip, d_tail, d_modal = _backward(
         dy, d_modal_end, qkv, featurizer, log_poles, residues, skip, feature_tail, tile_states,
         needs[0], any(needs[1:5]),
@@ -166,7 +185,7 @@ def _autograd(
         d_residues.to(residues.dtype) if needs[3] else None,
         d_skip.to(skip.dtype) if needs[4] else None,
         d_tail if needs[5] else None,
-        d_modal.to(ctx.modal_dtype) if needs[6] else None,
+        d_modal.to(modal.dtype) if needs[6] else None,
         None,
         None,
     )

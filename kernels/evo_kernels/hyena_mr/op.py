@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evo_kernels.autograd import gradients_through_twin
 from evo_kernels.backend import Backend, resolve
 from evo_kernels.checks import check_groups, check_qkv, check_shape
 from evo_kernels.fir import fir_by_shifts
@@ -217,6 +218,19 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
+def _twin(
+    qkv: Tensor,
+    featurizer: Tensor,
+    h: Tensor,
+    skip: Tensor,
+    tail: Tensor | None,
+    gated: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    state = None if tail is None or gated is None else MRState(tail, gated)
+    y, end = hyena_mr_reference(qkv, featurizer, h, skip, state, None)
+    return y, end.featurizer, end.gated
+
+
 def _backward(
     ctx: Any, dy: Tensor | None, dnew_tail: Tensor | None, dnew_gated: Tensor | None
 ) -> tuple[Tensor | None, ...]:
@@ -225,6 +239,9 @@ def _backward(
         dy = qkv.new_zeros(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3)
     if not ctx.keep_state:
         dnew_tail = dnew_gated = None
+    if torch.is_grad_enabled():
+        grads = (dy, dnew_tail, dnew_gated)
+        return (*gradients_through_twin(_twin, ctx.saved_tensors, grads), None)
     need = ctx.needs_input_grad
     dqkv, dfeaturizer, dh, dskip, dtail, dgated = _hyena_mr_backward(
         dy, dnew_tail, dnew_gated, qkv, featurizer, h, skip, tail, gated, need[2]

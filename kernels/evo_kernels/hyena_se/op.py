@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evo_kernels.autograd import gradients_through_twin
 from evo_kernels.backend import Backend, resolve
 from evo_kernels.checks import check_groups, check_qkv, check_shape
 from evo_kernels.hyena_se.reference import SEState, hyena_se_reference
@@ -177,6 +178,20 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
+def _twin(
+    qkv: Tensor,
+    featurizer: Tensor,
+    h: Tensor,
+    feature_tail: Tensor | None,
+    gated_tail: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    state = None
+    if feature_tail is not None and gated_tail is not None:
+        state = SEState(feature_tail, gated_tail)
+    y, end = hyena_se_reference(qkv, featurizer, h, state, None)
+    return y, end.featurizer, end.gated
+
+
 def _backward(
     ctx: Any, dy: Tensor | None, d_feature_end: Tensor | None, d_gated_end: Tensor | None
 ) -> tuple[Tensor | None, ...]:
@@ -185,6 +200,9 @@ def _backward(
         dy = qkv.new_zeros(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3)
     if not ctx.return_state:
         d_feature_end = d_gated_end = None
+    if torch.is_grad_enabled():
+        grads = (dy, d_feature_end, d_gated_end)
+        return (*gradients_through_twin(_twin, ctx.saved_tensors, grads), None)
     need = ctx.needs_input_grad
     dqkv, d_featurizer, d_h, d_feature_tail, d_gated_tail = _hyena_se_backward(
         dy, d_feature_end, d_gated_end, qkv, featurizer, h, feature_tail, gated_tail, need[1] or need[2]

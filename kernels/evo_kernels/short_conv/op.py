@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evo_kernels.autograd import gradients_through_twin
 from evo_kernels.backend import Backend, resolve
 from evo_kernels.checks import check_chunk, check_shape
 from evo_kernels.short_conv.reference import short_conv_reference
@@ -110,14 +111,20 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
 
 
+def _twin(x: Tensor, taps: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor]:
+    y, end = short_conv_reference(x, taps, tail)
+    return y.to(x.dtype), end
+
+
 def _backward(ctx: Any, dy: Tensor | None, d_end: Tensor | None) -> tuple[Tensor | None, ...]:
     x, taps, tail = ctx.saved_tensors
     if dy is None:
         dy = torch.zeros_like(x)
+    d_end = d_end if ctx.return_state else None
+    if torch.is_grad_enabled():
+        return (*gradients_through_twin(_twin, ctx.saved_tensors, (dy, d_end)), None)
     need = ctx.needs_input_grad
-    dx, d_taps, d_tail = _short_conv_backward(
-        dy, d_end if ctx.return_state else None, x, taps, tail, need[1]
-    )
+    dx, d_taps, d_tail = _short_conv_backward(dy, d_end, x, taps, tail, need[1])
     return (
         dx if need[0] else None,
         d_taps.to(taps.dtype) if need[1] else None,

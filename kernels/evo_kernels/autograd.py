@@ -1,0 +1,38 @@
+"""Gradients of gradients: the kernels' backward has none of its own, the twins have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def gradients_through_twin(
+    twin: Callable[..., Sequence[Tensor]],
+    inputs: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """Differentiable gradients of an operator, for `create_graph=True`.
+
+    Args:
+        twin: Makes the operator's outputs from its inputs in plain PyTorch.
+        inputs: The operator's tensors, as saved for the backward.
+        grads: Gradients of the outputs; None where there is none.
+
+    Returns:
+        A gradient for every input that requires one, None for the others.
+    """
+    outputs = twin(*inputs)
+    pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None]
+    wanted = [x for x in inputs if x is not None and x.requires_grad]
+    found = iter(
+        torch.autograd.grad(
+            [y for y, _ in pairs],
+            wanted,
+            [g for _, g in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return [next(found) if x is not None and x.requires_grad else None for x in inputs]
