@@ -6,9 +6,7 @@ from evo_kernels.launch import KernelConfig, register
 
 # Four warps, always: eight groups of eight chunks times 16 poles give one value to each of 128 threads,
 # and triton 3.6.0 does not compile the exchange between groups for eight warps. With 128 registers four
-# programs share a multiprocessor. TODO: compare 168 registers (three programs, no spills in any variant)
-# with the reference on a GPU and time it; before the ragged tile left the loop it was 20% faster where a
-# state comes in and goes out, 4% where only tile states are saved, and 2% to 5% slower without either.
+# programs share a multiprocessor.
 _FOUR_A_MULTIPROCESSOR = KernelConfig({"maxnreg": 128}, num_warps=4, num_stages=1)
 register("hyena_li_forward", {"sm_90": _FOUR_A_MULTIPROCESSOR, "default": _FOUR_A_MULTIPROCESSOR})
 register("hyena_li_end_state", {"sm_90": _FOUR_A_MULTIPROCESSOR, "default": _FOUR_A_MULTIPROCESSOR})
