@@ -1,13 +1,15 @@
 """Operators of StripedHyena 2, each a function from (chunk, state) to (chunk, state), exact for any split.
 
 Every tensor is logically `[B, L, C]` (batch, positions, channels). An operator is a folder:
-`reference.py` is the plain PyTorch twin that anyone can audit, `op.py` the public function. The
-twin accumulates in float32 (float64 for float64 inputs) and is differentiable through its states.
+`reference.py` is the plain PyTorch twin that anyone can audit, `forward.py` and `backward.py` are the
+Triton kernels with what launches them, `configs.py` their launch configurations, and `op.py` has the
+public function. Triton is imported when a kernel first runs. The twin accumulates in float32 (float64
+for float64 inputs) and is differentiable through its states, twice.
 """
 
 # Imported eagerly: each function has the name of its folder, and the later binding must win.
 from evo_kernels.attention_two_segment import attention_two_segment
-from evo_kernels.hyena_li import LIState, hyena_li
+from evo_kernels.hyena_li import LIState, hyena_li, hyena_li_end_state
 from evo_kernels.hyena_mr import MRState, hyena_mr
 from evo_kernels.hyena_se import SEState, hyena_se
 from evo_kernels.short_conv import short_conv
@@ -18,6 +20,7 @@ __all__ = [
     "SEState",
     "attention_two_segment",
     "hyena_li",
+    "hyena_li_end_state",
     "hyena_mr",
     "hyena_se",
     "short_conv",

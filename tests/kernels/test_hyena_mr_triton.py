@@ -126,8 +126,7 @@ def test_a_split_changes_nothing(splits: tuple[int, ...]) -> None:
         y, state = hyena_mr(chunk, *parameters, state, return_state=True, backend="triton")
         parts.append(y)
     assert state is not None and end is not None
-    # Long chunks take the skip from the rounded gate as well, short ones from the exact one.
-    assert (torch.cat(parts, dim=1) - whole).norm() < ONE_CUT * whole.norm()
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(state.featurizer, end.featurizer, rtol=0, atol=0)
     # Sums in another order may fall to the other side of a bfloat16.
     torch.testing.assert_close(state.gated, end.gated, rtol=2**-7, atol=0)
@@ -149,12 +148,18 @@ def test_a_state_alone_has_gradients() -> None:
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-5)
 
 
-def test_frozen_parameters_have_no_gradients() -> None:
+def test_frozen_parameters_change_no_gradient() -> None:
     inputs = _inputs(20, 16, 1, torch.float32, 128, 1)
-    qkv = inputs["qkv"].clone().requires_grad_()
-    y, _ = hyena_mr(qkv, *(inputs[name] for name in NAMES[1:4]), backend="triton")
-    y.sum().backward()
-    assert qkv.grad is not None and qkv.grad.isfinite().all()
+    found = []
+    for frozen in (True, False):
+        qkv = inputs["qkv"].clone().requires_grad_()
+        parameters = [inputs[name].clone().requires_grad_(not frozen) for name in NAMES[1:4]]
+        y, _ = hyena_mr(qkv, *parameters, backend="triton")
+        y.sum().backward()
+        assert all((x.grad is None) == frozen for x in parameters)
+        found.append(qkv.grad)
+    assert found[0] is not None
+    assert torch.equal(*found)
 
 
 def test_sizes_without_a_kernel_say_so() -> None:

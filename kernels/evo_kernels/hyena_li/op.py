@@ -262,8 +262,10 @@ def hyena_li(
         residues: `[D, N]`.
         skip: One weight per channel, `[D]`.
         state: What the positions before this chunk left; None means zeros.
-        backend: "triton" (never falls back), "reference", or "auto" (Triton where the device and
-            dtype allow).
+        backend: "triton" (never falls back), "reference", or "auto" (Triton for bfloat16 and float16
+            inputs on CUDA GPUs of compute capability 8.0 or later, the twin elsewhere). The forward
+            kernel is good to 1e-5 before the output is rounded, the backward's products take one
+            bfloat16 of the gradient.
         rounding: Round to this dtype where the released implementation does (after the
             featurizer, the gate, the convolution, the skip and their sum); None keeps float32.
 
@@ -273,6 +275,7 @@ def hyena_li(
 
     Raises:
         KernelError: if shapes disagree.
+        KernelUnavailableError: for "triton" where the kernel cannot run.
 
     Source: StripedHyena 2 paper, section 2; the scan is the standard chunked form of a diagonal
     linear recurrence.
@@ -384,6 +387,7 @@ def hyena_li_end_state(
 
     Raises:
         KernelError: if shapes disagree.
+        KernelUnavailableError: for "triton" where the kernel cannot run.
     """
     _check(qkv, featurizer, log_poles, state)
     chosen = resolve("hyena_li_end_state", backend, qkv, unsupported=_unsupported(featurizer))

@@ -40,9 +40,10 @@ def hyena_mr(
         h: Grouped taps, lag 0 first, `[G, K]`; channel c uses group `c // (D / G)`.
         skip: One weight per channel, `[D]`.
         state: What the positions before this chunk left; None means zeros.
-        backend: "triton", "reference", or "auto" (Triton where the device allows). The kernels have
-            float32 sums; products with h take k * v rounded to bfloat16, which is what the state
-            then holds.
+        backend: "triton" (never falls back), "reference", or "auto" (Triton for bfloat16 and float16
+            inputs on CUDA GPUs of compute capability 8.0 or later, the twin elsewhere). The kernels
+            have float32 sums; products with h take k * v rounded to bfloat16, for float16 inputs
+            too, which is what the state then holds.
         rounding: Round to this dtype where the released implementation does (after the
             featurizer, the gate, and the convolution with its skip); None keeps float32.
 
@@ -51,6 +52,7 @@ def hyena_mr(
 
     Raises:
         KernelError: if shapes disagree or G does not divide D.
+        KernelUnavailableError: for "triton" where the kernel cannot run.
 
     Source: StripedHyena 2 paper, section 2.
     """

@@ -35,8 +35,9 @@ def hyena_se(
         featurizer: Depthwise taps, lag 0 first, `[3D, 3]`.
         h: Grouped taps, lag 0 first, `[G, K]`; channel c uses group `c // (D / G)`.
         state: What the positions before this chunk left; None means zeros.
-        backend: "triton", "reference", or "auto" (Triton where the device allows). The kernels sum in
-            float32 and round once, at the output.
+        backend: "triton" (never falls back), "reference", or "auto" (Triton for bfloat16 and float16
+            inputs on CUDA GPUs of compute capability 8.0 or later, the twin elsewhere). The kernels
+            sum in float32 and round once, at the output.
         rounding: Round to this dtype where the released implementation does (after the
             featurizer, the gate, the convolution); None keeps float32 throughout.
 
@@ -45,6 +46,7 @@ def hyena_se(
 
     Raises:
         KernelError: if shapes disagree or G does not divide D.
+        KernelUnavailableError: for "triton" where the kernel cannot run.
 
     Source: StripedHyena 2 paper, section 2.
     """

@@ -32,13 +32,15 @@ def short_conv(
         x: `[B, L, C]`.
         taps: `[C, K]`, lag 0 first.
         state: The last K - 1 inputs before this chunk, `[B, K - 1, C]`; None means zeros.
-        backend: "triton", "reference", or "auto" (Triton where the device allows).
+        backend: "triton" (never falls back), "reference", or "auto" (Triton for bfloat16 and float16
+            inputs on CUDA GPUs of compute capability 8.0 or later, the twin elsewhere).
 
     Returns:
         `[B, L, C]` in the dtype of `x` (sums are float32), and the new state if asked for.
 
     Raises:
         KernelError: if shapes disagree.
+        KernelUnavailableError: for "triton" where the kernel cannot run.
 
     Source: StripedHyena 2 paper, section 2 (featurizer).
     """
