@@ -23,9 +23,16 @@ def gradients_through_twin(
     Returns:
         A gradient for every input that requires one, None for the others.
     """
+    # Views: an input made from another one is a variable of its own here. Through the tensors
+    # themselves autograd would follow how it was made, and count that path twice.
+    inputs = [None if x is None else x.view_as(x) for x in inputs]
     outputs = twin(*inputs)
-    pairs = [(y, g) for y, g in zip(outputs, grads, strict=True) if g is not None]
+    pairs = [
+        (y, g) for y, g in zip(outputs, grads, strict=True) if g is not None and y.requires_grad
+    ]
     wanted = [x for x in inputs if x is not None and x.requires_grad]
+    if not pairs:
+        return [None] * len(inputs)
     found = iter(
         torch.autograd.grad(
             [y for y, _ in pairs],

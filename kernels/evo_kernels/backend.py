@@ -15,6 +15,9 @@ from evo_kernels.errors import KernelError, KernelUnavailableError
 
 Backend = Literal["auto", "triton", "reference"]
 
+# The second and third dimension of a grid of programs.
+_MAX_SEQUENCES = 65535
+
 _log = logging.getLogger("evo_kernels")
 
 
@@ -25,7 +28,7 @@ def _say(operator: str, device: str, chosen: str, reason: str) -> None:
 
 def interpreting() -> bool:
     """Whether Triton kernels run in the interpreter (`TRITON_INTERPRET=1`), on CPU tensors."""
-    return os.environ.get("TRITON_INTERPRET", "") in ("1", "true", "on")
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 @functools.cache
@@ -44,8 +47,10 @@ def _why_no_triton(x: Tensor) -> str:
         return "triton is not installed"
     if interpreting():
         return "" if x.device.type == "cpu" else "TRITON_INTERPRET is set"
-    if x.device.type != "cuda":
-        return f"kernels need a CUDA device, not {x.device.type}"
+    if x.device.type != "cuda" or torch.version.hip is not None:
+        return f"kernels need an NVIDIA GPU, not {x.device.type}"
+    if x.shape[0] > _MAX_SEQUENCES and x.dim() > 2:
+        return f"a batch of {x.shape[0]} is over {_MAX_SEQUENCES}"
     index = torch.cuda.current_device() if x.device.index is None else x.device.index
     if _capability(index) < (8, 0):
         return "kernels need compute capability 8.0 or later"

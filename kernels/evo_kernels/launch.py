@@ -8,14 +8,17 @@ the same code and results do not depend on what else a GPU was doing.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
 from evo_kernels.errors import KernelError
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,22 @@ class KernelConfig:
     def launch_arguments(self) -> dict[str, Any]:
         """Keyword arguments for a Triton launch."""
         return {**self.constants, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+def on_its_device(function: Callable[P, R]) -> Callable[P, R]:
+    """Run a function that launches kernels with its first argument's GPU as the current one.
+
+    Triton launches on the current device, whatever its arguments' is.
+    """
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        first = args[0]
+        assert isinstance(first, torch.Tensor)
+        with torch.cuda.device_of(first):
+            return function(*args, **kwargs)
+
+    return wrapped
 
 
 _TABLE: dict[str, dict[str, KernelConfig]] = {}

@@ -14,7 +14,9 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
-from evo_kernels import testing
+from evo_kernels import LIState, SEState, hyena_li, hyena_se, short_conv, testing
+from evo_kernels.gated_product import gated_product
+from evo_kernels.rms_norm import add_rms_norm
 from evo_kernels.testing import OPERATORS, Case
 
 
@@ -33,8 +35,7 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-# The other operators' opcheck stands with their own tests.
-@pytest.mark.parametrize("name", ["hyena_se", "short_conv"])
+@pytest.mark.parametrize("name", sorted(OPERATORS))
 @pytest.mark.parametrize("prefix", [0, 3])
 def test_opcheck(name: str, prefix: int) -> None:
     case = Case(name, 3, 1, 16, 16, prefix)
@@ -85,3 +86,81 @@ def test_gradients_of_gradients(name: str) -> None:
     for mine, theirs in zip(found["triton"], found["reference"], strict=True):
         assert theirs.norm() > 0
         assert (mine - theirs).norm() <= 2e-2 * theirs.norm()
+
+
+def _relative(found: Tensor, exact: Tensor) -> float:
+    assert exact.norm() > 0
+    return float((found - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_inputs_made_from_one_another(create_graph: bool) -> None:
+    """A path through two inputs of one operator counts once in each."""
+    torch.manual_seed(0)
+    x, p, r = torch.randn(1, 20, 16), torch.rand(16, 4), torch.randn(16, 4)
+    featurizer, skip = torch.randn(48, 3), torch.randn(16)
+    leaves = [tensor.requires_grad_() for tensor in (x, p, r)]
+
+    def loss(backend: Any) -> Tensor:
+        taps = x.mean(1).view(16, 1) * torch.ones(16, 3)
+        y = short_conv(x, taps, backend=backend)[0]
+        log_poles = -p.exp()
+        residues = r * (1 - log_poles.exp())
+        qkv = torch.cat([y, y, y], dim=2)
+        return hyena_li(qkv, featurizer, log_poles, residues, skip, backend=backend)[0].sum()
+
+    found, exact = (
+        torch.autograd.grad(loss(backend), leaves, create_graph=create_graph)
+        for backend in ("triton", "reference")
+    )
+    for mine, theirs in zip(found, exact, strict=True):
+        assert _relative(mine, theirs) < 2e-2
+
+
+def test_only_the_state_or_only_a_filter_wants_a_gradient() -> None:
+    torch.manual_seed(1)
+    qkv, featurizer = torch.randn(1, 40, 48), torch.randn(48, 3)
+    log_poles, residues, skip = -torch.rand(16, 4), torch.randn(16, 4), torch.randn(16)
+    tail, modal = torch.randn(1, 2, 48, requires_grad=True), torch.randn(1, 16, 4)
+    found, exact = (
+        torch.autograd.grad(
+            hyena_li(
+                qkv, featurizer, log_poles, residues, skip, LIState(tail, modal), backend=backend  # type: ignore[arg-type]
+            )[0].sum(),
+            tail,
+        )[0]
+        for backend in ("triton", "reference")
+    )  # fmt: skip
+    assert _relative(found, exact) < 2e-2
+    h = torch.randn(4, 7, requires_grad=True)
+    state = SEState(torch.randn(1, 2, 48), torch.randn(1, 6, 16))
+    y, end = hyena_se(qkv, featurizer, h, state, return_state=True, backend="triton")
+    assert end is not None
+    loss = y.square().sum() + end.featurizer.sum()
+    (first,) = torch.autograd.grad(loss, h, create_graph=True)
+    assert torch.autograd.grad(first.sum(), h)[0].norm() > 0
+
+
+def test_a_pole_above_one_spoils_nothing_in_a_short_chunk() -> None:
+    torch.manual_seed(2)
+    qkv = torch.randn(1, 20, 48, requires_grad=True)
+    arguments = (torch.randn(48, 3), torch.full((16, 2), 0.03), torch.randn(16, 2), torch.randn(16))
+    found, exact = (
+        torch.autograd.grad(hyena_li(qkv, *arguments, backend=backend)[0].sum(), qkv)[0]  # type: ignore[arg-type]
+        for backend in ("triton", "reference")
+    )
+    assert _relative(found, exact) < 2e-2
+
+
+def test_second_derivatives_of_norm_and_gate() -> None:
+    torch.manual_seed(3)
+    leaves = [torch.randn(shape, requires_grad=True) for shape in ((4, 16), (4, 16), (16,))]
+    results = []
+    for backend in ("triton", "reference"):
+        total, normalised = add_rms_norm(*leaves, 1e-6, backend=backend)  # type: ignore[arg-type]
+        y = gated_product(total, normalised, gelu=True, backend=backend)  # type: ignore[arg-type]
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        penalty = sum((gradient.square().sum() for gradient in first), torch.zeros(()))
+        results.append(torch.autograd.grad(penalty, leaves))
+    for mine, theirs in zip(*results, strict=True):
+        assert _relative(mine, theirs) < 1e-4

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import evo_kernels.attention_two_segment.configs  # noqa: F401  (fills the launch table)
 from evo_kernels.attention_two_segment.reference import attention_with_lse
-from evo_kernels.launch import select
+from evo_kernels.launch import on_its_device, select
 
 # Batch x queries x keys above which cuDNN's speed outweighs the 40 ms that it plans for every shape.
 _CUDNN_PAIRS = 2**27
@@ -81,6 +81,7 @@ def _attention_merge(
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=keep)
 
 
+@on_its_device
 def attention_two_segment_forward(
     q: Tensor, prefix_k: Tensor, prefix_v: Tensor, k: Tensor, v: Tensor
 ) -> Tensor:

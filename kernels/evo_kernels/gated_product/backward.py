@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from evo_kernels.gated_product.forward import SQRT_HALF
-from evo_kernels.launch import select
+from evo_kernels.launch import on_its_device, select
 
 SQRT_HALF_OVER_PI = tl.constexpr(0.3989422804014327)
 
@@ -34,6 +34,7 @@ def _gated_product_backward(
     tl.store(grad_value_ptr + i, grad_value.to(grad_value_ptr.dtype.element_ty), mask=i < size)
 
 
+@on_its_device
 def gated_product_backward(
     gate: Tensor, value: Tensor, grad_y: Tensor, gelu: bool
 ) -> tuple[Tensor, Tensor]:

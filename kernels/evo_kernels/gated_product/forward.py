@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 import evo_kernels.gated_product.configs  # noqa: F401  (fills the launch table)
-from evo_kernels.launch import select
+from evo_kernels.launch import on_its_device, select
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 
@@ -26,6 +26,7 @@ def _gated_product_forward(
     tl.store(y_ptr + i, (gate * value).to(y_ptr.dtype.element_ty), mask=i < size)
 
 
+@on_its_device
 def gated_product_forward(gate: Tensor, value: Tensor, gelu: bool) -> Tensor:
     """Return `act(gate) * value` of contiguous tensors."""
     y = torch.empty_like(gate)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from evo_kernels.autograd import gradients_through_twin
 from evo_kernels.backend import Backend, resolve
 from evo_kernels.checks import check_shape
 from evo_kernels.errors import KernelError
@@ -48,7 +50,14 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(gate, value)
 
 
-def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None]:
+def _twin(gate: Tensor, value: Tensor, *, gelu: bool) -> tuple[Tensor]:
+    return (gated_product_reference(gate, value, gelu),)
+
+
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        twin = functools.partial(_twin, gelu=ctx.gelu)
+        return (*gradients_through_twin(twin, ctx.saved_tensors, (grad_y,)), None)
     grad_gate, grad_value = _gated_product_backward(*ctx.saved_tensors, grad_y, ctx.gelu)
     return grad_gate, grad_value, None
 

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from evo_kernels.backend import interpreting
 from evo_kernels.hyena_li.backward_configs import BACKWARD
+from evo_kernels.hyena_li.forward import channel_first
 from evo_kernels.hyena_li.tiles import (
     CHUNK,
     CHUNKS_PER_TILE,
@@ -46,7 +47,7 @@ from evo_kernels.hyena_li.tiles import (
     split8,
     toeplitz,
 )
-from evo_kernels.launch import select
+from evo_kernels.launch import on_its_device, select
 
 
 @triton.jit
@@ -524,24 +525,9 @@ def hyena_li_backward_kernel(
 
 
 def _rows_of_eight(x: Tensor) -> tuple[Tensor, int, int]:
-    """`[B, L, W]` as rows along positions that start at multiples of eight, and their two strides in eights.
-
-    Copies when x is laid out otherwise.
-    """
-    B, L, W = x.shape
-    batch, position, row = x.stride()
-    aligned = (
-        (position == 1 or L == 1)
-        and row >= L
-        and row % 8 == 0
-        and (B == 1 or batch % 8 == 0)
-        and x.data_ptr() % 16 == 0
-    )
-    if aligned:
-        return x, batch // 8, row // 8
-    padded = x.new_zeros(B, W, (L + 7) // 8 * 8)
-    padded[:, :, :L].copy_(x.transpose(1, 2))
-    return padded, padded.stride(0) // 8, padded.stride(1) // 8
+    """`[B, L, W]` as rows along positions that start at multiples of eight, and their two strides in eights."""
+    x = channel_first(x)
+    return x, x.stride(0) // 8, x.stride(2) // 8
 
 
 def _end_pole_gradient(
@@ -569,6 +555,7 @@ def _end_pole_gradient(
     return d_end * (length * torch.exp(log_poles.float() * length) * entering + within)
 
 
+@on_its_device
 def launch_backward(
     dy: Tensor,
     d_modal_end: Tensor | None,

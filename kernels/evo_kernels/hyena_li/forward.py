@@ -45,7 +45,7 @@ from evo_kernels.hyena_li.tiles import (
     state_at_end,
     toeplitz,
 )
-from evo_kernels.launch import select
+from evo_kernels.launch import on_its_device, select
 
 _log = logging.getLogger("evo_kernels")
 _said_copy = False
@@ -364,6 +364,7 @@ def channel_first(x: Tensor) -> Tensor:
     return rows[:, :, :L].transpose(1, 2)
 
 
+@on_its_device
 def launch_forward(
     qkv: Tensor,
     featurizer: Tensor,
@@ -429,6 +430,7 @@ def launch_forward(
     return rows[:, :, :L].transpose(1, 2), tile_states, modal_end
 
 
+@on_its_device
 def launch_end_state(
     qkv: Tensor,
     featurizer: Tensor,
@@ -465,6 +467,7 @@ def launch_end_state(
     return modal_end
 
 
+@on_its_device
 def launch_step(
     qkv: Tensor,
     featurizer: Tensor,

@@ -176,7 +176,8 @@ def _autograd(
         return (*gradients_through_twin(_twin, inputs, (dy, d_modal_end)), None, None)
     d_qkv, d_featurizer, d_log_poles, d_residues, d_skip, d_tail, d_modal = _backward(
         dy, d_modal_end, qkv, featurizer, log_poles, residues, skip, feature_tail, tile_states,
-        needs[0], any(needs[1:5]),
+        # The old state's gradient comes from the inputs'.
+        needs[0] or needs[5], any(needs[1:5]),
     )  # fmt: skip
     return (
         d_qkv if needs[0] else None,
@@ -215,9 +216,19 @@ def _next_tail(qkv: Tensor, tail: Tensor | None) -> Tensor:
     return torch.cat([before, qkv], dim=1)
 
 
-def _unsupported(featurizer: Tensor) -> str:
-    taps = featurizer.shape[1]
-    return "" if taps == 3 else f"it has featurizers of 3 taps, not {taps}"
+# With more poles a tile's states do not fit in the shared memory of every GPU.
+_MAX_POLES = 32
+
+
+def _unsupported(qkv: Tensor, featurizer: Tensor, log_poles: Tensor, needs_gradient: bool) -> str:
+    taps, poles = featurizer.shape[1], log_poles.shape[1]
+    if taps != 3:
+        return f"it has featurizers of 3 taps, not {taps}"
+    if not 1 <= poles <= _MAX_POLES:
+        return f"it has 1 to {_MAX_POLES} poles a channel, not {poles}"
+    if needs_gradient and qkv.is_cuda and torch.cuda.get_device_capability(qkv.device)[0] == 10:
+        return "triton 3.6.0 does not compile its backward for compute capability 10"
+    return ""
 
 
 def _check(
@@ -283,16 +294,14 @@ def hyena_li(
     L, D = _check(qkv, featurizer, log_poles, state)
     check_shape("residues", residues, tuple(log_poles.shape))
     check_shape("skip", skip, (D,))
-    chosen = resolve(
-        "hyena_li", backend, qkv, unsupported=_unsupported(featurizer), rounding=rounding
-    )
-    if chosen == "reference":
+    tail, modal = (None, None) if state is None else state
+    needs_gradient = _needs_gradient(qkv, featurizer, log_poles, residues, skip, tail, modal)
+    unsupported = _unsupported(qkv, featurizer, log_poles, needs_gradient)
+    if resolve("hyena_li", backend, qkv, unsupported=unsupported, rounding=rounding) == "reference":
         y, new_state = hyena_li_reference(
             qkv, featurizer, log_poles, residues, skip, state, rounding
         )
         return y, new_state if return_state else None
-    tail, modal = (None, None) if state is None else state
-    needs_gradient = _needs_gradient(qkv, featurizer, log_poles, residues, skip, tail, modal)
     if L <= MAX_STEP_POSITIONS and not needs_gradient:
         y, *end = hyena_li_step_forward(qkv, featurizer, log_poles, residues, skip, tail, modal)
         return y, LIState(*end) if return_state else None
@@ -390,7 +399,12 @@ def hyena_li_end_state(
         KernelUnavailableError: for "triton" where the kernel cannot run.
     """
     _check(qkv, featurizer, log_poles, state)
-    chosen = resolve("hyena_li_end_state", backend, qkv, unsupported=_unsupported(featurizer))
+    chosen = resolve(
+        "hyena_li_end_state",
+        backend,
+        qkv,
+        unsupported=_unsupported(qkv, featurizer, log_poles, False),
+    )
     with torch.no_grad():
         if chosen == "reference":
             return hyena_li_end_state_reference(qkv, featurizer, log_poles, state)

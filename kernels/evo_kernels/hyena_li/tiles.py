@@ -283,7 +283,8 @@ def chunk_states(added, carry, decay1, decay8, decay64, to_group, REVERSE: tl.co
     run = decay8 * run + g6
     before = tl.where(group == 7, run, before)
     run = decay8 * run + g7
-    s0 = before + to_group * carry
+    # A pole above one may overflow its decay over a whole tile; of nothing nothing is left all the same.
+    s0 = before + tl.where(carry == 0, 0.0, to_group * carry)
     s1 = decay1 * s0 + u0
     s2 = decay1 * s1 + u1
     s3 = decay1 * s2 + u2
@@ -297,7 +298,7 @@ def chunk_states(added, carry, decay1, decay8, decay64, to_group, REVERSE: tl.co
     odd = tl.join(tl.join(s1, s5), tl.join(s3, s7))
     states = tl.reshape(tl.join(even, odd), (8, NP, 8))
     entering = tl.reshape(tl.permute(states, (0, 2, 1)), (64, NP))
-    return entering, run + decay64 * carry
+    return entering, run + tl.where(carry == 0, 0.0, decay64 * carry)
 
 
 @triton.jit

@@ -37,7 +37,7 @@ from evo_kernels.hyena_mr.planes import (
     toeplitz_blocks,
     widest_plane,
 )
-from evo_kernels.launch import select
+from evo_kernels.launch import on_its_device, select
 
 
 @triton.jit
@@ -280,6 +280,7 @@ def launch_filter_gradient(
     return dh.sum((0, 2))
 
 
+@on_its_device
 def launch_backward(
     dy: Tensor,
     qkv: Tensor,
@@ -346,4 +347,4 @@ def launch_backward(
     dfeaturizer = (
         total[:9].view(3, 3, D).permute(0, 2, 1).clone(memory_format=torch.contiguous_format)
     )
-    return dqkv, dfeaturizer.view(3 * D, 3), dh, total[9], dtail
+    return dqkv, dfeaturizer.view(3 * D, 3), dh, total[9].clone(), dtail

@@ -37,7 +37,7 @@ from evo_kernels.hyena_mr.tiles import (
     row_tiles,
     toeplitz_kernel,
 )
-from evo_kernels.launch import select
+from evo_kernels.launch import on_its_device, select
 
 
 @triton.jit(do_not_specialize=["L", "SEG"])
@@ -129,11 +129,12 @@ def segment_rows(B: int, L: int, sets: int) -> int:
     A pure function of the sizes, so that every run launches the same work.
     """
     waves = triton.cdiv(B * L * sets, _AT_ONCE * _LONGEST)
-    segments = max(waves * _AT_ONCE // (B * sets), 1)
+    segments = max(waves * _AT_ONCE // max(B * sets, 1), 1)
     rows = triton.cdiv(triton.cdiv(L, segments), 32) * 32
     return max(min(rows, _LONGEST), min(_SHORTEST, triton.cdiv(L, 32) * 32))
 
 
+@on_its_device
 def launch_forward(
     qkv: Tensor,
     featurizer: Tensor,

@@ -184,7 +184,8 @@ def _state_gradient(dy: Tensor, qkv: Tensor, featurizer: Tensor, h: Tensor, tail
     # Row r of the state lies K - 1 - r positions before the chunk.
     lag = torch.arange(n, device=h.device) + (K - 1 - torch.arange(K - 1, device=h.device)[:, None])
     taps = torch.where(lag < K, h[:, lag.clamp(max=K - 1)].float(), 0.0)  # [G, K - 1, n]
-    return torch.einsum("grt,btgd->brgd", taps, g.view(B, n, G, D // G)).reshape(B, K - 1, D)
+    past = torch.einsum("grt,btgd->brgd", taps, g.view(B, n, G, D // G))
+    return past.reshape(B, K - 1, D).contiguous()
 
 
 @_hyena_mr_backward.register_fake

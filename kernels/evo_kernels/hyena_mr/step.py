@@ -9,7 +9,7 @@ from torch import Tensor
 
 import evo_kernels.hyena_mr.configs  # noqa: F401  (fills the launch table)
 from evo_kernels.hyena_mr.planes import fir_taps
-from evo_kernels.launch import select
+from evo_kernels.launch import on_its_device, select
 
 
 @triton.jit
@@ -105,6 +105,7 @@ def hyena_mr_step_forward_kernel(
             tl.store(pt, raw.to(new_tail.dtype.element_ty), mask=ok & (two >= 0))
 
 
+@on_its_device
 def launch_step_forward(
     qkv: Tensor,
     featurizer: Tensor,

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 import evo_kernels.hyena_se.configs  # noqa: F401  (fills the launch table)
-from evo_kernels.launch import select
+from evo_kernels.launch import on_its_device, select
 from evo_kernels.rows import (
     add_last_rows,
     add_products,
@@ -147,6 +147,7 @@ def hyena_se_backward_kernel(
         store_sums(d_h, sums_h, c, K, D, D)
 
 
+@on_its_device
 def launch_backward(
     dy: Tensor,
     d_feature_end: Tensor | None,

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 import evo_kernels.hyena_se.configs  # noqa: F401  (fills the launch table)
-from evo_kernels.launch import select
+from evo_kernels.launch import on_its_device, select
 from evo_kernels.rows import (
     fir,
     load_rows,
@@ -88,6 +88,7 @@ def hyena_se_forward_kernel(
             )
 
 
+@on_its_device
 def launch_forward(
     qkv: Tensor,
     featurizer: Tensor,

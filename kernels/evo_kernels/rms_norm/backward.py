@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evo_kernels.launch import select
+from evo_kernels.launch import on_its_device, select
 from evo_kernels.rms_norm.configs import BACKWARD_PROGRAMS
 from evo_kernels.rms_norm.forward import TINY
 
@@ -43,6 +43,7 @@ def _rms_norm_backward(
     tl.store(partial_ptr + program.to(tl.int64) * D + c, grad_scale, mask=c < D)
 
 
+@on_its_device
 def rms_norm_backward(
     x: Tensor, scale: Tensor, grad_y: Tensor, grad_total: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:

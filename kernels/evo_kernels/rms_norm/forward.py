@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 import evo_kernels.rms_norm.configs  # noqa: F401  (fills the launch table)
-from evo_kernels.launch import select
+from evo_kernels.launch import on_its_device, select
 
 # Smallest normal float32, as in the twin.
 TINY = tl.constexpr(1.1754943508222875e-38)
@@ -34,6 +34,7 @@ def _rms_norm_forward(
     tl.store(y_ptr + row + c, y.to(y_ptr.dtype.element_ty), mask=c < D)
 
 
+@on_its_device
 def rms_norm_forward(
     x: Tensor, added: Tensor | None, scale: Tensor, eps: float
 ) -> tuple[Tensor, Tensor | None]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evo_kernels.autograd import gradients_through_twin
 from evo_kernels.backend import Backend, resolve
 from evo_kernels.checks import check_shape
 from evo_kernels.errors import KernelError
@@ -68,7 +69,15 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x, scale)
 
 
-def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor, Tensor, None]:
+def _through_twin(ctx: Any, grads: tuple[Tensor, ...]) -> list[Tensor | None]:
+    return gradients_through_twin(
+        lambda x, scale: (rms_norm_reference(x, scale, ctx.eps),), ctx.saved_tensors, grads
+    )
+
+
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        return (*_through_twin(ctx, (grad_y,)), None)
     grad_x, grad_scale = _rms_norm_backward(*ctx.saved_tensors, grad_y, None, ctx.eps)
     return grad_x, grad_scale, None
 
@@ -78,9 +87,11 @@ def _setup_add(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor])
     ctx.save_for_backward(output[0], scale)
 
 
-def _backward_add(
-    ctx: Any, grad_total: Tensor, grad_y: Tensor
-) -> tuple[Tensor, Tensor, Tensor, None]:
+def _backward_add(ctx: Any, grad_total: Tensor, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled():
+        of_sum, grad_scale = _through_twin(ctx, (grad_y,))
+        grad_sum = grad_total if of_sum is None else of_sum + grad_total
+        return grad_sum, grad_sum, grad_scale, None
     grad_x, grad_scale = _rms_norm_backward(*ctx.saved_tensors, grad_y, grad_total, ctx.eps)
     return grad_x, grad_x, grad_scale, None
 

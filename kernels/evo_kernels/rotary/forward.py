@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 import evo_kernels.rotary.configs  # noqa: F401  (fills the launch table)
-from evo_kernels.launch import select
+from evo_kernels.launch import on_its_device, select
 
 
 @triton.jit
@@ -50,6 +50,7 @@ def _dense_heads(x: Tensor) -> Tensor:
     return x if x.stride(3) == 1 and x.stride(2) == x.shape[3] else x.contiguous()
 
 
+@on_its_device
 def rotary_forward(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, opposite: bool
 ) -> tuple[Tensor, Tensor]:

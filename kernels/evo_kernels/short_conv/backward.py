@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 import evo_kernels.short_conv.configs  # noqa: F401  (fills the launch table)
-from evo_kernels.launch import select
+from evo_kernels.launch import on_its_device, select
 from evo_kernels.rows import (
     add_last_rows,
     add_products,
@@ -73,6 +73,7 @@ def short_conv_backward_kernel(
         store_sums(d_taps + part * K * C, sums, c, K, C, C)
 
 
+@on_its_device
 def launch_backward(
     dy: Tensor, d_end: Tensor | None, x: Tensor, taps: Tensor, tail: Tensor | None, needs_taps: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

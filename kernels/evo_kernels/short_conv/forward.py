@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 import evo_kernels.short_conv.configs  # noqa: F401  (fills the launch table)
-from evo_kernels.launch import select
+from evo_kernels.launch import on_its_device, select
 from evo_kernels.rows import (
     fir,
     load_rows,
@@ -50,6 +50,7 @@ def short_conv_forward_kernel(
             store_last_rows(end, raw, row, c, L, 1 - K, K - 1 + U, K - 1, C, C)
 
 
+@on_its_device
 def launch_forward(
     x: Tensor, taps: Tensor, tail: Tensor | None, return_state: bool
 ) -> tuple[Tensor, Tensor]:

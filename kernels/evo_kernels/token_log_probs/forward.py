@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evo_kernels.launch import select
+from evo_kernels.launch import on_its_device, select
 from evo_kernels.token_log_probs.configs import SLICE_ROWS
 
 # Most channels that tensor cores sum without a float32 rounding between.
@@ -86,6 +86,7 @@ def _products(rows: Tensor, large: Tensor, rest: Tensor) -> tuple[Tensor, Tensor
     )
 
 
+@on_its_device
 def token_log_probs_forward(
     hidden: Tensor, scale: Tensor, eps: float, weight: Tensor, targets: Tensor
 ) -> Tensor:
@@ -95,6 +96,9 @@ def token_log_probs_forward(
     large, rest = three_parts(weight, scale)
     out = torch.empty(R, dtype=torch.float32, device=hidden.device)
     for start in range(0, R, SLICE_ROWS):
+        # The last slice begins early enough to be whole: products of fewer rows may sum in another
+        # order, and a row must not depend on its place.
+        start = max(min(start, R - SLICE_ROWS), 0)
         rows = hidden[start : start + SLICE_ROWS]
         large_products, rest_products = _products(rows, large, rest)
         _log_softmax_gather[(rows.shape[0],)](
