@@ -2,7 +2,7 @@
 
 With g = dy * q_f and z = k_f * v_f (f: after the featurizers), s = conv(h, z) + skip * z:
 
-    dq_f = dy * s                    dh[j] = sum_t g[t] z[t - j]        dskip = sum_t g[t] z[t]
+    dq_f = dy * s                    d_h[j] = sum_t g[t] z[t - j]        d_skip = sum_t g[t] z[t]
     dz = corr(h, g) + skip * g       dk_f = dz * v_f                    dv_f = dz * k_f
 
 and each raw gradient is its featurizer transposed: dx[t] = w0 d[t] + w1 d[t + 1] + w2 d[t + 2].
@@ -53,36 +53,36 @@ def diagonal_sums(x, BT: tl.constexpr):
 def hyena_mr_backward_filter_kernel(
     z,
     g,
-    gated,
-    dh,
+    gated_tail,
+    d_h,
     L,
     SEG,
     D: tl.constexpr,
     K: tl.constexpr,
-    GS: tl.constexpr,
+    GROUP: tl.constexpr,
     CB: tl.constexpr,
     N: tl.constexpr,
     TILES: tl.constexpr,
     HAS_STATE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Sums over a program's rows of `g[t] z[t - j]` into dh `[programs, P, K]`.
+    """Sums over a program's rows of `g[t] z[t - j]` into d_h `[programs, P, K]`.
 
     Grid: (planes, sets of N / CB segments of SEG rows, batch). SEG is a multiple of 64 TILES.
     """
     BT: tl.constexpr = 64
-    BLOCKS: tl.constexpr = (GS + CB - 1) // CB
+    BLOCKS: tl.constexpr = (GROUP + CB - 1) // CB
     plane = tl.program_id(0)
     b = tl.program_id(2).to(tl.int64)
     n = tl.arange(0, N)
     in_group = (plane % BLOCKS) * CB + n % CB
-    ok = (in_group < GS)[None, :]
+    ok = (in_group < GROUP)[None, :]
     segment = tl.program_id(1) * (N // CB) + n // CB
     row = (segment * SEG)[None, :] + tl.arange(0, BT)[:, None]
     at = (b * tl.num_programs(0) + plane) * L * CB
     pz = z + at + (n % CB)[None, :]
     pg = g + at + (n % CB)[None, :]
-    pgated = gated + b * (K - 1) * D + (plane // BLOCKS * GS + in_group)[None, :]
+    pgated = gated_tail + b * (K - 1) * D + (plane // BLOCKS * GROUP + in_group)[None, :]
     t0 = tl.zeros((BT, BT), tl.float32)
     t1 = tl.zeros((BT, BT), tl.float32)
     t2 = tl.zeros((BT, BT), tl.float32)
@@ -104,14 +104,16 @@ def hyena_mr_backward_filter_kernel(
     low2, high2 = diagonal_sums(t2, BT)
     j = tl.arange(0, BT)
     part = b * tl.num_programs(1) + tl.program_id(1)
-    out = dh + (part * tl.num_programs(0) + plane) * K
+    out = d_h + (part * tl.num_programs(0) + plane) * K
     tl.store(out + j, low0 + high1, mask=j < K)
     tl.store(out + BT + j, low1 + high2, mask=j + BT < K)
     tl.store(out + 2 * BT + j, low2, mask=j + 2 * BT < K)
 
 
 @triton.jit
-def load_around(p, tail, row, L, ok, D: tl.constexpr, U: tl.constexpr, HAS_STATE: tl.constexpr):
+def load_around(
+    p, feature_tail, row, L, ok, D: tl.constexpr, U: tl.constexpr, HAS_STATE: tl.constexpr
+):
     """Raw inputs of phases -2 .. U+1 in float32; rows before 0 come from the state."""
     phases = ()
     for u in tl.static_range(-2, U + 2):
@@ -121,7 +123,7 @@ def load_around(p, tail, row, L, ok, D: tl.constexpr, U: tl.constexpr, HAS_STATE
         x = tl.load(p + u * 3 * D, mask=inside, other=0.0)
         if HAS_STATE and u < 0:
             before = (row + u < 0) & ok
-            x += tl.load(tail + (row + u + 2) * 3 * D, mask=before, other=0.0)
+            x += tl.load(feature_tail + (row + u + 2) * 3 * D, mask=before, other=0.0)
         phases = phases + (x.to(tl.float32),)
     return phases
 
@@ -147,15 +149,15 @@ def hyena_mr_backward_inputs_kernel(
     dz,
     featurizer,
     skip,
-    tail,
-    dgated,
+    feature_tail,
+    d_gated_end,
     dqkv,
-    dtail,
+    d_feature_tail,
     sums,
     L,
     D: tl.constexpr,
     K: tl.constexpr,
-    GS: tl.constexpr,
+    GROUP: tl.constexpr,
     CB: tl.constexpr,
     P: tl.constexpr,
     I: tl.constexpr,
@@ -163,7 +165,7 @@ def hyena_mr_backward_inputs_kernel(
     BD: tl.constexpr,
     TILES: tl.constexpr,
     HAS_STATE: tl.constexpr,
-    HAS_DGATED: tl.constexpr,
+    HAS_END: tl.constexpr,
 ):
     """dqkv, and a program's sums for the nine featurizer taps and skip, `[programs, 10, D]`.
 
@@ -179,8 +181,8 @@ def hyena_mr_backward_inputs_kernel(
     p = qkv + b * L * 3 * D + at * (3 * D) + c[None, :]
     pd = dqkv + b * L * 3 * D + at * (3 * D) + c[None, :]
     pdy = dy + b * L * D + at * D + c[None, :]
-    ptail = tail + b * 2 * 3 * D + c[None, :]
-    planes = b * P * L * CB + at * CB + in_planes(c, L, GS, CB)[None, :]
+    ptail = feature_tail + b * 2 * 3 * D + c[None, :]
+    planes = b * P * L * CB + at * CB + in_planes(c, L, GROUP, CB)[None, :]
     py = y + planes
     pdz = dz + planes
     wq = fir_taps(featurizer, c, okc)
@@ -207,10 +209,10 @@ def hyena_mr_backward_inputs_kernel(
             g = e[u] * (wq[0] * q[u + 2] + wq[1] * q[u + 1] + wq[2] * q[u])
             z = kf * vf
             d = dzs[u] + skips * g
-            if HAS_DGATED:
+            if HAS_END:
                 index = r + u - (L - K + 1)
                 kept = (index >= 0) & (r + u < L) & ok
-                pg = dgated + (b * (K - 1) + index) * D + c[None, :]
+                pg = d_gated_end + (b * (K - 1) + index) * D + c[None, :]
                 d += tl.load(pg, mask=kept, other=0.0).to(tl.float32)
             dqs = dqs + (e[u] * (ys[u] + skips * z),)
             dks = dks + (d * vf,)
@@ -235,7 +237,7 @@ def hyena_mr_backward_inputs_kernel(
                 wsums[8] + dvs[u] * v[u],
             )
         if HAS_STATE:
-            pt = dtail + b * 2 * 3 * D + c[None, :] + 0 * r
+            pt = d_feature_tail + b * 2 * 3 * D + c[None, :] + 0 * r
             first = (r == 0) & ok
             store_before(pt, dqs, wq, first, D)
             store_before(pt + D, dks, wk, first, D)
@@ -252,7 +254,7 @@ def hyena_mr_backward_inputs_kernel(
 
 
 def launch_filter_gradient(
-    z: Tensor, g: Tensor, gated: Tensor | None, D: int, K: int, planes: Planes
+    z: Tensor, g: Tensor, gated_tail: Tensor | None, D: int, K: int, planes: Planes
 ) -> Tensor:
     """Gradient of h `[G, K]` in float32."""
     B, _, L, _ = z.shape
@@ -261,23 +263,23 @@ def launch_filter_gradient(
     step = BLOCK * config.constants["TILES"]
     rows = segment_rows(B, L, planes.total, N // planes.width, step)
     grid = (planes.total, triton.cdiv(L, rows * (N // planes.width)), B)
-    dh = z.new_empty((B * grid[1], planes.groups, planes.blocks, K), dtype=torch.float32)
+    d_h = z.new_empty((B * grid[1], planes.groups, planes.blocks, K), dtype=torch.float32)
     hyena_mr_backward_filter_kernel[grid](
         z,
         g,
-        z if gated is None else gated,
-        dh,
+        z if gated_tail is None else gated_tail,
+        d_h,
         L,
         rows,
         D=D,
         K=K,
-        GS=planes.group_size,
+        GROUP=planes.group_size,
         CB=planes.width,
-        HAS_STATE=gated is not None,
+        HAS_STATE=gated_tail is not None,
         UPCAST=interpreting(),
         **config.launch_arguments(),
     )
-    return dh.sum((0, 2))
+    return d_h.sum((0, 2))
 
 
 @on_its_device
@@ -287,17 +289,17 @@ def launch_backward(
     featurizer: Tensor,
     h: Tensor,
     skip: Tensor,
-    tail: Tensor | None,
-    gated: Tensor | None,
-    dgated: Tensor | None,
-    with_filter: bool = True,
+    feature_tail: Tensor | None,
+    gated_tail: Tensor | None,
+    d_gated_end: Tensor | None,
+    needs_filter: bool = True,
     segment: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Run the backward kernels.
 
     Args:
-        dgated: Gradient of the new gated state, `[B, K - 1, D]` float32, or None.
-        with_filter: Whether to compute the gradient of h; it is empty otherwise.
+        d_gated_end: Gradient of the new gated state, `[B, K - 1, D]` float32, or None.
+        needs_filter: Whether to compute the gradient of h; it is empty otherwise.
         segment: Rows per segment of the convolutions; None chooses.
 
     Returns:
@@ -308,18 +310,20 @@ def launch_backward(
     G, K = h.shape
     planes = planes_of(D, G, widest_plane(qkv.device))
     blocks = toeplitz_blocks(h)
-    z, g = launch_gate(qkv, featurizer, tail, planes, dy)
-    y = launch_conv(z, blocks, K, planes, gated, segment=segment)
+    z, g = launch_gate(qkv, featurizer, feature_tail, planes, dy)
+    y = launch_conv(z, blocks, K, planes, gated_tail, segment=segment)
     dz = launch_conv(g, blocks, K, planes, reverse=True, segment=segment)
-    dh = qkv.new_empty(0, dtype=torch.float32)
-    if with_filter:
-        dh = launch_filter_gradient(z, g, gated, D, K, planes)
+    d_h = qkv.new_empty(0, dtype=torch.float32)
+    if needs_filter:
+        d_h = launch_filter_gradient(z, g, gated_tail, D, K, planes)
     del z, g
     config = select("hyena_mr_backward_inputs", qkv.device)
     tile = config.constants["I"] * config.constants["U"] * config.constants["TILES"]
     grid = (triton.cdiv(D, config.constants["BD"]), triton.cdiv(L, tile), B)
     dqkv = torch.empty_like(qkv)
-    dtail = qkv.new_zeros((0 if tail is None else B, 2, 3 * D), dtype=torch.float32)
+    d_feature_tail = qkv.new_zeros(
+        (0 if feature_tail is None else B, 2, 3 * D), dtype=torch.float32
+    )
     sums = qkv.new_empty((B * grid[1], 10, D), dtype=torch.float32)
     hyena_mr_backward_inputs_kernel[grid](
         qkv,
@@ -328,23 +332,23 @@ def launch_backward(
         dz,
         featurizer,
         skip,
-        qkv if tail is None else tail,
-        skip if dgated is None else dgated,
+        qkv if feature_tail is None else feature_tail,
+        skip if d_gated_end is None else d_gated_end,
         dqkv,
-        dtail,
+        d_feature_tail,
         sums,
         L,
         D=D,
         K=K,
-        GS=planes.group_size,
+        GROUP=planes.group_size,
         CB=planes.width,
         P=planes.total,
-        HAS_STATE=tail is not None,
-        HAS_DGATED=dgated is not None,
+        HAS_STATE=feature_tail is not None,
+        HAS_END=d_gated_end is not None,
         **config.launch_arguments(),
     )
     total = sums.sum(0)
-    dfeaturizer = (
+    d_featurizer = (
         total[:9].view(3, 3, D).permute(0, 2, 1).clone(memory_format=torch.contiguous_format)
     )
-    return dqkv, dfeaturizer.view(3 * D, 3), dh, total[9].clone(), dtail
+    return dqkv, d_featurizer.view(3 * D, 3), d_h, total[9].clone(), d_feature_tail

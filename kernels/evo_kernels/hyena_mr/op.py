@@ -68,7 +68,7 @@ def hyena_mr(
     if chosen == "reference":
         y, new_state = hyena_mr_reference(qkv, featurizer, h, skip, state, rounding)
         return y, new_state if return_state else None
-    y, tail, gated = _hyena_mr(
+    y, feature_tail, gated_tail = _hyena_mr(
         qkv,
         featurizer,
         h,
@@ -77,7 +77,7 @@ def hyena_mr(
         None if state is None else state.gated,
         return_state,
     )
-    return y, MRState(tail, gated) if return_state else None
+    return y, MRState(feature_tail, gated_tail) if return_state else None
 
 
 def _unsupported(featurizer: Tensor, h: Tensor) -> str:
@@ -94,27 +94,32 @@ def _hyena_mr(
     featurizer: Tensor,
     h: Tensor,
     skip: Tensor,
-    tail: Tensor | None,
-    gated: Tensor | None,
-    keep_state: bool,
+    feature_tail: Tensor | None,
+    gated_tail: Tensor | None,
+    return_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, and the new tail and gated state (empty unless `keep_state`)."""
+    """Output, and the new state's two tails (empty unless `return_state`)."""
     from evo_kernels.hyena_mr.forward import launch_forward
     from evo_kernels.hyena_mr.step import launch_step_forward
 
     qkv, featurizer, h, skip = (x.contiguous() for x in (qkv, featurizer, h, skip))
-    if tail is not None and gated is not None:
-        tail, gated = tail.to(qkv.dtype).contiguous(), gated.float().contiguous()
+    if feature_tail is not None and gated_tail is not None:
+        feature_tail, gated_tail = (
+            feature_tail.to(qkv.dtype).contiguous(),
+            gated_tail.float().contiguous(),
+        )
     if qkv.shape[1] <= _SMALL_CHUNK:
-        y, new_tail, new_gated = launch_step_forward(
-            qkv, featurizer, h, skip, tail, gated, keep_state
+        y, feature_end, gated_end = launch_step_forward(
+            qkv, featurizer, h, skip, feature_tail, gated_tail, return_state
         )
     else:
-        y, new_gated = launch_forward(qkv, featurizer, h, skip, tail, gated, keep_state)
-        new_tail = qkv[:, -2:].clone() if keep_state else None
-    if new_tail is None or new_gated is None:
+        y, gated_end = launch_forward(
+            qkv, featurizer, h, skip, feature_tail, gated_tail, return_state
+        )
+        feature_end = qkv[:, -2:].clone() if return_state else None
+    if feature_end is None or gated_end is None:
         return y, qkv.new_empty(0), qkv.new_empty(0, dtype=torch.float32)
-    return y, new_tail, new_gated
+    return y, feature_end, gated_end
 
 
 @_hyena_mr.register_fake
@@ -123,13 +128,13 @@ def _(
     featurizer: Tensor,
     h: Tensor,
     skip: Tensor,
-    tail: Tensor | None,
-    gated: Tensor | None,
-    keep_state: bool,
+    feature_tail: Tensor | None,
+    gated_tail: Tensor | None,
+    return_state: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, L, C = qkv.shape
     y = qkv.new_empty(B, L, C // 3)
-    if not keep_state:
+    if not return_state:
         return y, qkv.new_empty(0), qkv.new_empty(0, dtype=torch.float32)
     kept = qkv.new_empty((B, h.shape[1] - 1, C // 3), dtype=torch.float32)
     return y, qkv.new_empty(B, 2, C), kept
@@ -138,48 +143,53 @@ def _(
 @torch.library.custom_op("evo_kernels::hyena_mr_backward", mutates_args=())
 def _hyena_mr_backward(
     dy: Tensor,
-    dnew_tail: Tensor | None,
-    dnew_gated: Tensor | None,
+    d_feature_end: Tensor | None,
+    d_gated_end: Tensor | None,
     qkv: Tensor,
     featurizer: Tensor,
     h: Tensor,
     skip: Tensor,
-    tail: Tensor | None,
-    gated: Tensor | None,
-    with_filter: bool,
+    feature_tail: Tensor | None,
+    gated_tail: Tensor | None,
+    needs_filter: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of qkv, featurizer, h (empty unless `with_filter`), skip, tail and gated."""
+    """Gradients of qkv, featurizer, h (empty unless `needs_filter`), skip and the state's two tails."""
     from evo_kernels.hyena_mr.backward import launch_backward
 
     dy, qkv, featurizer, h, skip = (x.contiguous() for x in (dy, qkv, featurizer, h, skip))
-    if tail is not None and gated is not None:
-        tail, gated = tail.to(qkv.dtype).contiguous(), gated.float().contiguous()
-    if dnew_gated is not None:
-        dnew_gated = dnew_gated.float().contiguous()
-    dqkv, dfeaturizer, dh, dskip, dtail = launch_backward(
-        dy, qkv, featurizer, h, skip, tail, gated, dnew_gated, with_filter
+    if feature_tail is not None and gated_tail is not None:
+        feature_tail, gated_tail = (
+            feature_tail.to(qkv.dtype).contiguous(),
+            gated_tail.float().contiguous(),
+        )
+    if d_gated_end is not None:
+        d_gated_end = d_gated_end.float().contiguous()
+    dqkv, d_featurizer, d_h, d_skip, d_feature_tail = launch_backward(
+        dy, qkv, featurizer, h, skip, feature_tail, gated_tail, d_gated_end, needs_filter
     )
-    if dnew_tail is not None:
+    if d_feature_end is not None:
         length = min(2, qkv.shape[1])
-        dqkv[:, -length:] += dnew_tail[:, -length:]
-    if tail is None:
-        dgated = qkv.new_empty(0, dtype=torch.float32)
+        dqkv[:, -length:] += d_feature_end[:, -length:]
+    if feature_tail is None:
+        d_gated_tail = qkv.new_empty(0, dtype=torch.float32)
     else:
-        dgated = _state_gradient(dy, qkv, featurizer, h, tail)
+        d_gated_tail = _state_gradient(dy, qkv, featurizer, h, feature_tail)
         K, L = h.shape[1], qkv.shape[1]
-        if dnew_gated is not None and L < K - 1:
-            dgated[:, L:] += dnew_gated[:, : K - 1 - L]
-        if dnew_tail is not None and L == 1:
-            dtail[:, 1] += dnew_tail[:, 0]
-    return dqkv, dfeaturizer, dh, dskip, dtail, dgated
+        if d_gated_end is not None and L < K - 1:
+            d_gated_tail[:, L:] += d_gated_end[:, : K - 1 - L]
+        if d_feature_end is not None and L == 1:
+            d_feature_tail[:, 1] += d_feature_end[:, 0]
+    return dqkv, d_featurizer, d_h, d_skip, d_feature_tail, d_gated_tail
 
 
-def _state_gradient(dy: Tensor, qkv: Tensor, featurizer: Tensor, h: Tensor, tail: Tensor) -> Tensor:
+def _state_gradient(
+    dy: Tensor, qkv: Tensor, featurizer: Tensor, h: Tensor, feature_tail: Tensor
+) -> Tensor:
     """What the first K - 1 positions of this chunk send to the gated inputs before it, float32."""
     B, L, D = dy.shape
     G, K = h.shape
     n = min(L, K - 1)
-    raw = torch.cat([tail[:, :, :D], qkv[:, :n, :D]], dim=1).float()
+    raw = torch.cat([feature_tail[:, :, :D], qkv[:, :n, :D]], dim=1).float()
     g = dy[:, :n].float() * fir_by_shifts(raw, featurizer[:D].float(), n)
     # Row r of the state lies K - 1 - r positions before the chunk.
     lag = torch.arange(n, device=h.device) + (K - 1 - torch.arange(K - 1, device=h.device)[:, None])
@@ -191,15 +201,15 @@ def _state_gradient(dy: Tensor, qkv: Tensor, featurizer: Tensor, h: Tensor, tail
 @_hyena_mr_backward.register_fake
 def _(
     dy: Tensor,
-    dnew_tail: Tensor | None,
-    dnew_gated: Tensor | None,
+    d_feature_end: Tensor | None,
+    d_gated_end: Tensor | None,
     qkv: Tensor,
     featurizer: Tensor,
     h: Tensor,
     skip: Tensor,
-    tail: Tensor | None,
-    gated: Tensor | None,
-    with_filter: bool,
+    feature_tail: Tensor | None,
+    gated_tail: Tensor | None,
+    needs_filter: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     def float32(*shape: int) -> Tensor:
         return qkv.new_empty(shape, dtype=torch.float32)
@@ -208,16 +218,16 @@ def _(
     return (
         qkv.new_empty(qkv.shape),
         float32(3 * D, 3),
-        float32(*h.shape) if with_filter else float32(0),
+        float32(*h.shape) if needs_filter else float32(0),
         float32(D),
-        float32(0 if tail is None else B, 2, 3 * D),
-        float32(0) if tail is None else float32(B, h.shape[1] - 1, D),
+        float32(0 if feature_tail is None else B, 2, 3 * D),
+        float32(0) if feature_tail is None else float32(B, h.shape[1] - 1, D),
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:6])
-    ctx.keep_state = inputs[6]
+    ctx.return_state = inputs[6]
     ctx.set_materialize_grads(False)
 
 
@@ -226,36 +236,38 @@ def _twin(
     featurizer: Tensor,
     h: Tensor,
     skip: Tensor,
-    tail: Tensor | None,
-    gated: Tensor | None,
+    feature_tail: Tensor | None,
+    gated_tail: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    state = None if tail is None or gated is None else MRState(tail, gated)
+    state = (
+        None if feature_tail is None or gated_tail is None else MRState(feature_tail, gated_tail)
+    )
     y, end = hyena_mr_reference(qkv, featurizer, h, skip, state, None)
     return y, end.featurizer, end.gated
 
 
 def _backward(
-    ctx: Any, dy: Tensor | None, dnew_tail: Tensor | None, dnew_gated: Tensor | None
+    ctx: Any, dy: Tensor | None, d_feature_end: Tensor | None, d_gated_end: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    qkv, featurizer, h, skip, tail, gated = ctx.saved_tensors
+    qkv, featurizer, h, skip, feature_tail, gated_tail = ctx.saved_tensors
     if dy is None:
         dy = qkv.new_zeros(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3)
-    if not ctx.keep_state:
-        dnew_tail = dnew_gated = None
+    if not ctx.return_state:
+        d_feature_end = d_gated_end = None
     if torch.is_grad_enabled():
-        grads = (dy, dnew_tail, dnew_gated)
+        grads = (dy, d_feature_end, d_gated_end)
         return (*gradients_through_twin(_twin, ctx.saved_tensors, grads), None)
     need = ctx.needs_input_grad
-    dqkv, dfeaturizer, dh, dskip, dtail, dgated = _hyena_mr_backward(
-        dy, dnew_tail, dnew_gated, qkv, featurizer, h, skip, tail, gated, need[2]
+    dqkv, d_featurizer, d_h, d_skip, d_feature_tail, d_gated_tail = _hyena_mr_backward(
+        dy, d_feature_end, d_gated_end, qkv, featurizer, h, skip, feature_tail, gated_tail, need[2]
     )
     return (
         dqkv,
-        dfeaturizer.to(featurizer.dtype) if need[1] else None,
-        dh.to(h.dtype) if need[2] else None,
-        dskip.to(skip.dtype) if need[3] else None,
-        dtail.to(tail.dtype) if need[4] else None,
-        dgated.to(gated.dtype) if need[5] else None,
+        d_featurizer.to(featurizer.dtype) if need[1] else None,
+        d_h.to(h.dtype) if need[2] else None,
+        d_skip.to(skip.dtype) if need[3] else None,
+        d_feature_tail.to(feature_tail.dtype) if need[4] else None,
+        d_gated_tail.to(gated_tail.dtype) if need[5] else None,
         None,
     )
 

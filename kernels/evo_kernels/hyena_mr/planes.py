@@ -97,7 +97,7 @@ def fir_taps(w, c, ok):
 @triton.jit
 def load_phases(
     p,
-    tail,
+    feature_tail,
     row,
     L,
     ok,
@@ -106,11 +106,11 @@ def load_phases(
     HAS_STATE: tl.constexpr,
     EARLY: tl.constexpr = False,
 ):
-    """Raw inputs of phases -2 .. U-1, as stored; rows before 0 come from the tail of the state.
+    """Raw inputs of phases -2 .. U-1, as stored; rows before 0 come from the state.
 
     Args:
         p: Pointers of phase 0, `[I, N]`.
-        tail: Pointers of row 0 of this block in the state, `[1, N]`.
+        feature_tail: Pointers of row 0 of this block in the state, `[1, N]`.
         row: Row numbers of phase 0, `[I, N]`.
         EARLY: Whether phase 0 may lie before the chunk.
     """
@@ -122,7 +122,7 @@ def load_phases(
         x = tl.load(p + u * 3 * D, mask=inside, other=0.0)
         if HAS_STATE and u < 0:
             before = (row + u < 0) & (row + u >= -2) & ok
-            x += tl.load(tail + (row + u + 2) * 3 * D, mask=before, other=0.0)
+            x += tl.load(feature_tail + (row + u + 2) * 3 * D, mask=before, other=0.0)
         phases = phases + (x,)
     return phases
 
@@ -136,13 +136,13 @@ def fir3(x, w, u: tl.constexpr):
 
 
 @triton.jit
-def in_planes(c, L, GS: tl.constexpr, CB: tl.constexpr):
+def in_planes(c, L, GROUP: tl.constexpr, CB: tl.constexpr):
     """Offset of row 0 of channels c in planes `[P, L, CB]`."""
-    if CB >= GS:
-        return (c // GS).to(tl.int64) * (L * CB) + c % GS
+    if CB >= GROUP:
+        return (c // GROUP).to(tl.int64) * (L * CB) + c % GROUP
     else:
-        plane = c // GS * ((GS + CB - 1) // CB) + c % GS // CB
-        return plane.to(tl.int64) * (L * CB) + c % GS % CB
+        plane = c // GROUP * ((GROUP + CB - 1) // CB) + c % GROUP // CB
+        return plane.to(tl.int64) * (L * CB) + c % GROUP % CB
 
 
 @triton.jit(do_not_specialize=["L"])
@@ -150,12 +150,12 @@ def hyena_mr_gate_kernel(
     qkv,
     dy,
     featurizer,
-    tail,
+    feature_tail,
     z,
     g,
     L,
     D: tl.constexpr,
-    GS: tl.constexpr,
+    GROUP: tl.constexpr,
     CB: tl.constexpr,
     P: tl.constexpr,
     I: tl.constexpr,
@@ -177,8 +177,8 @@ def hyena_mr_gate_kernel(
     at = row.to(tl.int64)
     p = qkv + b * L * 3 * D + at * (3 * D) + c[None, :]
     pdy = dy + b * L * D + at * D + c[None, :]
-    ptail = tail + b * 2 * 3 * D + c[None, :]
-    to = b * P * L * CB + at * CB + in_planes(c, L, GS, CB)[None, :]
+    ptail = feature_tail + b * 2 * 3 * D + c[None, :]
+    to = b * P * L * CB + at * CB + in_planes(c, L, GROUP, CB)[None, :]
     pz = z + to
     pg = g + to
     wk = fir_taps(featurizer, c + D, okc)
@@ -228,13 +228,13 @@ def load_tile(x, row, L, ok, CB: tl.constexpr, REVERSE: tl.constexpr, UPCAST: tl
 
 
 @triton.jit
-def load_gated(x, gated, row, L, ok, D: tl.constexpr, K: tl.constexpr, CB: tl.constexpr,
+def load_gated(x, gated_tail, row, L, ok, D: tl.constexpr, K: tl.constexpr, CB: tl.constexpr,
                REVERSE: tl.constexpr, HAS_STATE: tl.constexpr, UPCAST: tl.constexpr):  # fmt: skip
     """Rows of a plane, and of the state before the chunk."""
     tile = load_tile(x, row, L, ok, CB, REVERSE, UPCAST)
     if HAS_STATE:
         before = (row < 0) & (row > -K) & ok
-        past = tl.load(gated + (row + (K - 1)) * D, mask=before, other=0.0)
+        past = tl.load(gated_tail + (row + (K - 1)) * D, mask=before, other=0.0)
         tile += past.to(tile.dtype)
     return tile
 
@@ -243,13 +243,13 @@ def load_gated(x, gated, row, L, ok, D: tl.constexpr, K: tl.constexpr, CB: tl.co
 def hyena_mr_conv_kernel(
     x,
     blocks,
-    gated,
+    gated_tail,
     y,
     L,
     SEG,
     D: tl.constexpr,
     K: tl.constexpr,
-    GS: tl.constexpr,
+    GROUP: tl.constexpr,
     CB: tl.constexpr,
     N: tl.constexpr,
     REVERSE: tl.constexpr,
@@ -261,18 +261,18 @@ def hyena_mr_conv_kernel(
     Grid: (planes, sets of N / CB segments of SEG rows, batch). `gated` is x before row 0.
     """
     BT: tl.constexpr = 64
-    BLOCKS: tl.constexpr = (GS + CB - 1) // CB
+    BLOCKS: tl.constexpr = (GROUP + CB - 1) // CB
     plane = tl.program_id(0)
     b = tl.program_id(2).to(tl.int64)
     n = tl.arange(0, N)
     in_group = (plane % BLOCKS) * CB + n % CB
-    ok = (in_group < GS)[None, :]
+    ok = (in_group < GROUP)[None, :]
     segment = tl.program_id(1) * (N // CB) + n // CB
     rows = (segment * SEG)[None, :] + tl.arange(0, BT)[:, None]
     at = (b * tl.num_programs(0) + plane) * L * CB
     px = x + at + (n % CB)[None, :]
     py = y + at + (n % CB)[None, :]
-    pgated = gated + b * (K - 1) * D + (plane // BLOCKS * GS + in_group)[None, :]
+    pgated = gated_tail + b * (K - 1) * D + (plane // BLOCKS * GROUP + in_group)[None, :]
     blocks += (plane // BLOCKS).to(tl.int64) * (3 * 2 * BT * BT)
     h0, l0 = load_toeplitz(blocks, 0, UPCAST)
     h1, l1 = load_toeplitz(blocks, 1, UPCAST)
@@ -313,7 +313,7 @@ def plane_buffer(qkv: Tensor, planes: Planes) -> Tensor:
 def launch_gate(
     qkv: Tensor,
     featurizer: Tensor,
-    tail: Tensor | None,
+    feature_tail: Tensor | None,
     planes: Planes,
     dy: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -327,16 +327,16 @@ def launch_gate(
         qkv,
         qkv if dy is None else dy,
         featurizer,
-        qkv if tail is None else tail,
+        qkv if feature_tail is None else feature_tail,
         z,
         g,
         L,
         D=D,
-        GS=planes.group_size,
+        GROUP=planes.group_size,
         CB=planes.width,
         P=planes.total,
         WITH_G=dy is not None,
-        HAS_STATE=tail is not None,
+        HAS_STATE=feature_tail is not None,
         **config.launch_arguments(),
     )
     return z, g
@@ -347,7 +347,7 @@ def launch_conv(
     blocks: Tensor,
     K: int,
     planes: Planes,
-    gated: Tensor | None = None,
+    gated_tail: Tensor | None = None,
     *,
     reverse: bool = False,
     segment: int | None = None,
@@ -361,16 +361,16 @@ def launch_conv(
     hyena_mr_conv_kernel[(planes.total, triton.cdiv(L, rows * (N // planes.width)), B)](
         x,
         blocks,
-        x if gated is None else gated,
+        x if gated_tail is None else gated_tail,
         y,
         L,
         rows,
         D=planes.groups * planes.group_size,
         K=K,
-        GS=planes.group_size,
+        GROUP=planes.group_size,
         CB=planes.width,
         REVERSE=reverse,
-        HAS_STATE=gated is not None,
+        HAS_STATE=gated_tail is not None,
         UPCAST=interpreting(),
         **config.launch_arguments(),
     )

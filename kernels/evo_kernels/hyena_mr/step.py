@@ -13,22 +13,22 @@ from evo_kernels.launch import on_its_device, select
 
 
 @triton.jit
-def load_row(x, tail, t, L, ok, D: tl.constexpr, HAS_STATE: tl.constexpr):
+def load_row(x, feature_tail, t, L, ok, D: tl.constexpr, HAS_STATE: tl.constexpr):
     """Raw inputs at rows t (a tile `[T, 1]`), from the state where t < 0."""
     value = tl.load(x + t * (3 * D), mask=(t >= 0) & (t < L) & ok, other=0.0).to(tl.float32)
     if HAS_STATE:
         before = (t < 0) & (t >= -2) & ok
-        value += tl.load(tail + (t + 2) * (3 * D), mask=before, other=0.0).to(tl.float32)
+        value += tl.load(feature_tail + (t + 2) * (3 * D), mask=before, other=0.0).to(tl.float32)
     return value
 
 
 @triton.jit
-def row_fir3(x, tail, w, t, L, ok, D: tl.constexpr, HAS_STATE: tl.constexpr):
+def row_fir3(x, feature_tail, w, t, L, ok, D: tl.constexpr, HAS_STATE: tl.constexpr):
     """Featurizer outputs at rows t."""
     return (
-        w[0] * load_row(x, tail, t, L, ok, D, HAS_STATE)
-        + w[1] * load_row(x, tail, t - 1, L, ok, D, HAS_STATE)
-        + w[2] * load_row(x, tail, t - 2, L, ok, D, HAS_STATE)
+        w[0] * load_row(x, feature_tail, t, L, ok, D, HAS_STATE)
+        + w[1] * load_row(x, feature_tail, t - 1, L, ok, D, HAS_STATE)
+        + w[2] * load_row(x, feature_tail, t - 2, L, ok, D, HAS_STATE)
     )
 
 
@@ -39,19 +39,19 @@ def hyena_mr_step_forward_kernel(
     h,
     skip,
     y,
-    tail,
-    gated,
-    new_tail,
-    new_gated,
+    feature_tail,
+    gated_tail,
+    feature_end,
+    gated_end,
     L,
     D: tl.constexpr,
     K: tl.constexpr,
-    GS: tl.constexpr,
+    GROUP: tl.constexpr,
     T: tl.constexpr,
     R: tl.constexpr,
     BD: tl.constexpr,
     HAS_STATE: tl.constexpr,
-    KEEP_STATE: tl.constexpr,
+    RETURN_STATE: tl.constexpr,
 ):
     """The forward of a chunk of at most T rows as direct sums, with the new state.
 
@@ -64,9 +64,9 @@ def hyena_mr_step_forward_kernel(
     t = tl.arange(0, T)[:, None]
     r = tl.arange(0, R)[:, None]
     x = qkv + b * L * 3 * D + c[None, :]
-    px = tail + b * 2 * 3 * D + c[None, :]
-    pg = gated + b * (K - 1) * D + c[None, :]
-    taps = h + (c // GS * K)[None, :]
+    px = feature_tail + b * 2 * 3 * D + c[None, :]
+    pg = gated_tail + b * (K - 1) * D + c[None, :]
+    taps = h + (c // GROUP * K)[None, :]
     k = row_fir3(x + D, px + D, fir_taps(featurizer, c + D, okc), t, L, ok, D, HAS_STATE)
     v = row_fir3(
         x + 2 * D, px + 2 * D, fir_taps(featurizer, c + 2 * D, okc), t, L, ok, D, HAS_STATE
@@ -89,8 +89,8 @@ def hyena_mr_step_forward_kernel(
     tl.store(
         y + b * L * D + t * D + c[None, :], (q * sums).to(y.dtype.element_ty), mask=(t < L) & ok
     )
-    if KEEP_STATE:
-        pn = new_gated + b * (K - 1) * D + c[None, :]
+    if RETURN_STATE:
+        pn = gated_end + b * (K - 1) * D + c[None, :]
         moved = (r < K - 1 - L) & ok
         old = tl.zeros((R, BD), tl.float32)
         if HAS_STATE:
@@ -101,8 +101,8 @@ def hyena_mr_step_forward_kernel(
         two = tl.arange(0, 2)[:, None]
         for block in tl.static_range(3):
             raw = load_row(x + block * D, px + block * D, L - 2 + two, L, ok, D, HAS_STATE)
-            pt = new_tail + b * 2 * 3 * D + c[None, :] + block * D + two * (3 * D)
-            tl.store(pt, raw.to(new_tail.dtype.element_ty), mask=ok & (two >= 0))
+            pt = feature_end + b * 2 * 3 * D + c[None, :] + block * D + two * (3 * D)
+            tl.store(pt, raw.to(feature_end.dtype.element_ty), mask=ok & (two >= 0))
 
 
 @on_its_device
@@ -111,19 +111,19 @@ def launch_step_forward(
     featurizer: Tensor,
     h: Tensor,
     skip: Tensor,
-    tail: Tensor | None,
-    gated: Tensor | None,
-    keep_state: bool,
+    feature_tail: Tensor | None,
+    gated_tail: Tensor | None,
+    return_state: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Run the kernel for short chunks: y, and the new tail and gated state if asked for."""
+    """Run the kernel for short chunks: y, and the new feature_tail and gated state if asked for."""
     B, L, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     G, K = h.shape
     config = select("hyena_mr_step_forward", qkv.device)
     y = torch.empty(B, L, D, dtype=qkv.dtype, device=qkv.device)
-    new_tail = new_gated = None
-    if keep_state:
-        new_tail = qkv.new_empty((B, 2, 3 * D))
-        new_gated = qkv.new_empty((B, K - 1, D), dtype=torch.float32)
+    feature_end = gated_end = None
+    if return_state:
+        feature_end = qkv.new_empty((B, 2, 3 * D))
+        gated_end = qkv.new_empty((B, K - 1, D), dtype=torch.float32)
     grid = (triton.cdiv(D, config.constants["BD"]), B)
     hyena_mr_step_forward_kernel[grid](
         qkv,
@@ -131,18 +131,18 @@ def launch_step_forward(
         h,
         skip,
         y,
-        qkv if tail is None else tail,
-        skip if gated is None else gated,
-        qkv if new_tail is None else new_tail,
-        skip if new_gated is None else new_gated,
+        qkv if feature_tail is None else feature_tail,
+        skip if gated_tail is None else gated_tail,
+        qkv if feature_end is None else feature_end,
+        skip if gated_end is None else gated_end,
         L,
         D=D,
         K=K,
-        GS=D // G,
+        GROUP=D // G,
         T=triton.next_power_of_2(L),
         R=triton.next_power_of_2(max(K - 1, 1)),
-        HAS_STATE=tail is not None,
-        KEEP_STATE=keep_state,
+        HAS_STATE=feature_tail is not None,
+        RETURN_STATE=return_state,
         **config.launch_arguments(),
     )
-    return y, new_tail, new_gated
+    return y, feature_end, gated_end
