@@ -29,15 +29,24 @@ class KernelConfig:
         constants: Compile-time sizes of the kernel, by the names of its parameters.
         num_warps: Warps per program.
         num_stages: Depth of software pipelining; 1 means none.
+        max_registers: Of a thread, so that more programs share a multiprocessor; None leaves it to
+            the compiler.
     """
 
     constants: Mapping[str, int] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 1
+    max_registers: int | None = None
 
     def launch_arguments(self) -> dict[str, Any]:
         """Keyword arguments for a Triton launch."""
-        return {**self.constants, "num_warps": self.num_warps, "num_stages": self.num_stages}
+        limit = {} if self.max_registers is None else {"maxnreg": self.max_registers}
+        return {
+            **self.constants,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            **limit,
+        }
 
 
 def on_its_device(function: Callable[P, R]) -> Callable[P, R]:

@@ -16,8 +16,9 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
-from evo_kernels.hyena_li import LIState, hyena_li, hyena_li_end_state, hyena_li_step_forward
+from evo_kernels.hyena_li import LIState, hyena_li, hyena_li_end_state
 from evo_kernels.hyena_li.forward import channel_first, launch_forward
+from evo_kernels.hyena_li.op import hyena_li_step_forward
 from evo_kernels.hyena_li.reference import hyena_li_reference, modal_conv
 
 BOUND = {torch.float32: 1e-4, torch.float16: 1e-3}

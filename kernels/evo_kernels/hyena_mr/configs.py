@@ -17,5 +17,5 @@ register("hyena_mr_backward_filter", {"sm_90": _FILTER, "default": _FILTER})
 _INPUTS = KernelConfig({"I": 4, "U": 8, "BD": 64, "TILES": 16}, num_warps=4)
 register("hyena_mr_backward_inputs", {"sm_90": _INPUTS, "default": _INPUTS})
 # Three programs on a multiprocessor want at most 168 registers.
-_FORWARD = KernelConfig({"E": 4, "maxnreg": 168}, num_warps=4)
+_FORWARD = KernelConfig({"E": 4}, num_warps=4, max_registers=168)
 register("hyena_mr_forward", {"sm_90": _FORWARD, "default": _FORWARD})

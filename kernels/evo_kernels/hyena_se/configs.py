@@ -7,7 +7,7 @@ four warps on a multiprocessor.
 
 from evo_kernels.launch import KernelConfig, register
 
-_FORWARD = KernelConfig({"I": 4, "U": 16, "BD": 64, "TILES": 4, "maxnreg": 128}, num_warps=4)
+_FORWARD = KernelConfig({"I": 4, "U": 16, "BD": 64, "TILES": 4}, num_warps=4, max_registers=128)
 register("hyena_se_forward", {"sm_90": _FORWARD, "default": _FORWARD})
 _STEP = KernelConfig({"I": 1, "U": 16, "BD": 64, "TILES": 1}, num_warps=1)
 register("hyena_se_step_forward", {"sm_90": _STEP, "default": _STEP})
