@@ -77,6 +77,13 @@ def test_float16(name: str, device: torch.device) -> None:
         assert float(error) < testing.FLOAT32_BOUND, key
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("name", NAMES)
+def test_another_gpu_than_the_current_one(name: str) -> None:
+    with torch.cuda.device(0):
+        testing.check(_case(name), "cuda:1")
+
+
 def _tensors(case: Case, device: torch.device) -> dict[str, Tensor]:
     inputs = testing.make_inputs(case, device)
     return inputs | testing.state_in(case, inputs, "triton")

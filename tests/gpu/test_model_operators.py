@@ -283,3 +283,15 @@ def test_blocks_compile_whole_and_train(index: int) -> None:
         results.append((y, *gradients))
     for eager, compiled in zip(*results, strict=True):
         assert float((eager - compiled).float().norm() / eager.float().norm()) < 0.03
+
+
+def test_a_score_does_not_depend_on_its_place() -> None:
+    """The same row first, in the middle and last of more rows than one slice of the head holds."""
+    rows, width = 65532, 512
+    hidden = _randn(rows, width)
+    places = [0, 30000, 57343, 57344, rows - 1]
+    hidden[places] = hidden[0].clone()
+    scale, weight = 1 + 0.1 * _randn(width, seed=1).float(), 0.02 * _randn(512, width, seed=2)
+    targets = torch.full((rows,), 65, device="cuda")
+    found = token_log_probs(hidden, scale, 1e-6, weight, targets, backend="triton")
+    assert bool((found[places] == found[0]).all())
