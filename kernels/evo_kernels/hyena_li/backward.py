@@ -30,10 +30,10 @@ from torch import Tensor
 from evo_kernels.backend import interpreting
 from evo_kernels.hyena_li.backward_configs import BACKWARD
 from evo_kernels.hyena_li.forward import channel_first
+from evo_kernels.hyena_li.layout import TILE, num_tiles, padded_length
 from evo_kernels.hyena_li.tiles import (
     CHUNK,
     CHUNKS_PER_TILE,
-    TILE,
     chunk_decays,
     chunk_states,
     dot_operand,
@@ -585,14 +585,14 @@ def launch_backward(
     """
     B, L, W = qkv.shape
     D, N = log_poles.shape
-    tiles = triton.cdiv(L, TILE)
+    tiles = num_tiles(L)
     NP = tile_states.shape[3]
-    padded_length = (L + 7) // 8 * 8
+    row = padded_length(L)
 
     def float32(*shape: int, needed: bool = True) -> Tensor:
         return torch.empty(shape if needed else (0,), dtype=torch.float32, device=qkv.device)
 
-    dqkv = qkv.new_empty((B, W, padded_length) if needs_input else (0,))
+    dqkv = qkv.new_empty((B, W, row) if needs_input else (0,))
     edges = float32(3, B, D, tiles, TILE // 256, 2)
     d_modal = float32(B, D, N)
     last_state = float32(B, D, NP, needed=d_modal_end is not None and needs_weights)
@@ -612,7 +612,7 @@ def launch_backward(
         dy_rows, rows, featurizer, log_poles, residues, skip, tile_states,
         rows if tail is None else tail, tile_states if d_end is None else d_end,
         dqkv, edges, d_modal, last_state, d_featurizer, d_log_poles, d_residues, d_skip,
-        L, tiles, dy_batch, dy_row, qkv_batch, qkv_row, padded_length // 8,
+        L, tiles, dy_batch, dy_row, qkv_batch, qkv_row, row // 8,
         D=D, N=N, NP=NP, C=CHUNK, M=CHUNKS_PER_TILE, HAS_TAIL=tail is not None, HAS_END=d_end is not None,
         RAGGED=L % 8 != 0, NEED_INPUT=needs_input, NEED_TAPS=needs_weights, NEED_FILTER=needs_weights, **arguments,
     )  # fmt: skip

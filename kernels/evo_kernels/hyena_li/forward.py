@@ -24,10 +24,10 @@ from torch import Tensor
 
 from evo_kernels.backend import interpreting
 from evo_kernels.hyena_li import configs as _configs  # noqa: F401  (registers them)
+from evo_kernels.hyena_li.layout import num_tiles, padded_length, padded_poles
 from evo_kernels.hyena_li.tiles import (
     CHUNK,
     CHUNKS_PER_TILE,
-    TILE,
     chunk_decays,
     chunk_states,
     filter_head,
@@ -314,21 +314,6 @@ def hyena_li_step_kernel(
             )
             at = tail_end + (b * 2 + i) * 3 * D + block * D + d
             tl.store(at, x.to(tail_end.dtype.element_ty), mask=ok)
-
-
-def padded_length(length: int) -> int:
-    """Positions of an allocated row: rounded up to 8, so that every row starts on 16 bytes."""
-    return -(-length // 8) * 8
-
-
-def num_tiles(length: int) -> int:
-    """Tiles of a sequence."""
-    return -(-length // TILE)
-
-
-def padded_poles(num_poles: int) -> int:
-    """Poles that the kernels compute: a power of two, at least 16, as tensor cores want."""
-    return max(16, 1 << (num_poles - 1).bit_length())
 
 
 def say_copy(x: Tensor) -> None:

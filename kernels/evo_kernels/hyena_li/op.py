@@ -14,9 +14,8 @@ from torch import Tensor
 from evo_kernels.autograd import gradients_through_twin
 from evo_kernels.backend import Backend, resolve
 from evo_kernels.checks import check_qkv, check_shape
+from evo_kernels.hyena_li.layout import num_tiles, padded_length, padded_poles
 from evo_kernels.hyena_li.reference import (
-    CHUNK,
-    CHUNKS_PER_TILE,
     LIState,
     hyena_li_end_state_reference,
     hyena_li_reference,
@@ -26,14 +25,9 @@ MAX_STEP_POSITIONS = 16
 """Up to here the recurrence, position by position, beats a whole tile."""
 
 
-def _padded(length: int) -> int:
-    """Positions that a row occupies: rounded up to 8, so that every row starts on 16 bytes."""
-    return (length + 7) // 8 * 8
-
-
 def _rows(x: Tensor, length: int, channels: int) -> Tensor:
     """An empty `[B, length, channels]` whose memory is channel-first, in rows of whole eights."""
-    rows = x.new_empty((x.shape[0], channels, _padded(length)))
+    rows = x.new_empty((x.shape[0], channels, padded_length(length)))
     return rows[:, :, :length].transpose(1, 2)
 
 
@@ -77,7 +71,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, L, _channels = qkv.shape
     D, N = log_poles.shape
-    states = (B, D, -(-L // (CHUNK * CHUNKS_PER_TILE)), max(16, 1 << (N - 1).bit_length()))
+    states = (B, D, num_tiles(L), padded_poles(N))
     return (
         _rows(qkv, L, D),
         qkv.new_empty(states if save_states else (0,), dtype=torch.float32),
@@ -204,7 +198,7 @@ def _channel_first(x: Tensor) -> Tensor:
         from evo_kernels.hyena_li.forward import say_copy
 
         say_copy(x)
-    rows = torch.nn.functional.pad(x.transpose(1, 2), (0, _padded(L) - L))
+    rows = torch.nn.functional.pad(x.transpose(1, 2), (0, padded_length(L) - L))
     return rows.contiguous()[:, :, :L].transpose(1, 2)
 
 

@@ -21,9 +21,6 @@ import triton.language as tl
 from evo_kernels.hyena_li.reference import CHUNK as CHUNK
 from evo_kernels.hyena_li.reference import CHUNKS_PER_TILE as CHUNKS_PER_TILE
 
-TILE = CHUNK * CHUNKS_PER_TILE
-"""Positions per tile, the spacing of the saved states."""
-
 
 @triton.jit
 def split8(x):

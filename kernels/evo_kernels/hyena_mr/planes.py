@@ -1,6 +1,6 @@
 """Planes: one filter group after the other in memory, and the Toeplitz convolution over them.
 
-The gating kernel reads wide rows of `[B, L, 3D]` and writes k * v (and dy * q) in bfloat16 into
+The gating kernel reads wide rows of `[B, L, 3D]` and writes k * v and dy * q in bfloat16 into
 planes `[P, L, CB]`, one for the CB channels of a filter group. A tile of one group then is contiguous,
 where rows of 16 channels of `[B, L, D]` would use 32 bytes of every memory line, which costs more than
 half of the bandwidth.
@@ -104,7 +104,6 @@ def load_phases(
     D: tl.constexpr,
     U: tl.constexpr,
     HAS_STATE: tl.constexpr,
-    EARLY: tl.constexpr = False,
 ):
     """Raw inputs of phases -2 .. U-1, as stored; rows before 0 come from the state.
 
@@ -112,12 +111,11 @@ def load_phases(
         p: Pointers of phase 0, `[I, N]`.
         feature_tail: Pointers of row 0 of this block in the state, `[1, N]`.
         row: Row numbers of phase 0, `[I, N]`.
-        EARLY: Whether phase 0 may lie before the chunk.
     """
     phases = ()
     for u in tl.static_range(-2, U):
         inside = (row + u < L) & ok
-        if u < 0 or EARLY:
+        if u < 0:
             inside = inside & (row + u >= 0)
         x = tl.load(p + u * 3 * D, mask=inside, other=0.0)
         if HAS_STATE and u < 0:
@@ -162,10 +160,9 @@ def hyena_mr_gate_kernel(
     U: tl.constexpr,
     BD: tl.constexpr,
     TILES: tl.constexpr,
-    WITH_G: tl.constexpr,
     HAS_STATE: tl.constexpr,
 ):
-    """z = k * v and, for the backward, g = dy * q (after the featurizers) into planes.
+    """z = k * v and g = dy * q (after the featurizers) into planes.
 
     Grid: (blocks of BD channels, sets of TILES tiles of I * U rows, batch).
     """
@@ -183,22 +180,19 @@ def hyena_mr_gate_kernel(
     pg = g + to
     wk = fir_taps(featurizer, c + D, okc)
     wv = fir_taps(featurizer, c + 2 * D, okc)
-    if WITH_G:
-        wq = fir_taps(featurizer, c, okc)
+    wq = fir_taps(featurizer, c, okc)
     for t in range(TILES):
         r = row + t * (I * U)
         k = load_phases(p + D, ptail + D, r, L, ok, D, U, HAS_STATE)
         v = load_phases(p + 2 * D, ptail + 2 * D, r, L, ok, D, U, HAS_STATE)
-        if WITH_G:
-            q = load_phases(p, ptail, r, L, ok, D, U, HAS_STATE)
-            e = load_own(pdy, r, L, ok, D, 0, U)
+        q = load_phases(p, ptail, r, L, ok, D, U, HAS_STATE)
+        e = load_own(pdy, r, L, ok, D, U)
         for u in tl.static_range(U):
             inside = (r + u < L) & ok
             product = fir3(k, wk, u) * fir3(v, wv, u)
             tl.store(pz + u * CB, product.to(z.dtype.element_ty), mask=inside)
-            if WITH_G:
-                product = e[u] * fir3(q, wq, u)
-                tl.store(pg + u * CB, product.to(g.dtype.element_ty), mask=inside)
+            product = e[u] * fir3(q, wq, u)
+            tl.store(pg + u * CB, product.to(g.dtype.element_ty), mask=inside)
         p += I * U * 3 * D
         pdy += I * U * D
         pz += I * U * CB
@@ -206,10 +200,10 @@ def hyena_mr_gate_kernel(
 
 
 @triton.jit
-def load_own(p, row, L, ok, STRIDE: tl.constexpr, FIRST: tl.constexpr, END: tl.constexpr):
-    """Phases FIRST .. END-1 of a tile without rows before the chunk, in float32."""
+def load_own(p, row, L, ok, STRIDE: tl.constexpr, COUNT: tl.constexpr):
+    """Phases 0 .. COUNT-1 of a tile without rows before the chunk, in float32."""
     phases = ()
-    for u in tl.static_range(FIRST, END):
+    for u in tl.static_range(COUNT):
         x = tl.load(p + u * STRIDE, mask=(row + u < L) & ok, other=0.0)
         phases = phases + (x.to(tl.float32),)
     return phases
@@ -258,7 +252,7 @@ def hyena_mr_conv_kernel(
 ):
     """`y = conv(h, x)` over planes; REVERSE filters the reversed sequence (the transposed filter).
 
-    Grid: (planes, sets of N / CB segments of SEG rows, batch). `gated` is x before row 0.
+    Grid: (planes, sets of N / CB segments of SEG rows, batch). `gated_tail` is x before row 0.
     """
     BT: tl.constexpr = 64
     BLOCKS: tl.constexpr = (GROUP + CB - 1) // CB
@@ -315,17 +309,16 @@ def launch_gate(
     featurizer: Tensor,
     feature_tail: Tensor | None,
     planes: Planes,
-    dy: Tensor | None = None,
+    dy: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """z in planes and, given dy, g = dy * q in planes."""
+    """z = k * v and g = dy * q in planes."""
     B, L, D = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     config = select("hyena_mr_gate", qkv.device)
     tile = config.constants["I"] * config.constants["U"] * config.constants["TILES"]
-    z = plane_buffer(qkv, planes)
-    g = z if dy is None else plane_buffer(qkv, planes)
+    z, g = plane_buffer(qkv, planes), plane_buffer(qkv, planes)
     hyena_mr_gate_kernel[(triton.cdiv(D, config.constants["BD"]), triton.cdiv(L, tile), B)](
         qkv,
-        qkv if dy is None else dy,
+        dy,
         featurizer,
         qkv if feature_tail is None else feature_tail,
         z,
@@ -335,7 +328,6 @@ def launch_gate(
         GROUP=planes.group_size,
         CB=planes.width,
         P=planes.total,
-        WITH_G=dy is not None,
         HAS_STATE=feature_tail is not None,
         **config.launch_arguments(),
     )
@@ -352,7 +344,7 @@ def launch_conv(
     reverse: bool = False,
     segment: int | None = None,
 ) -> Tensor:
-    """Filter planes `[B, P, L, CB]`, forwards or in reverse; `gated` `[B, K - 1, D]` comes before."""
+    """Filter planes `[B, P, L, CB]`, forwards or in reverse; `gated_tail` `[B, K - 1, D]` comes before."""
     B, _, L, _ = x.shape
     config = select("hyena_mr_conv", x.device)
     N = config.constants["N"]
