@@ -12,6 +12,8 @@ _HOMES = {
     "AlleleStatus": "variant",
     "ByteTokenizer": "tokenizer",
     "ContigError": "errors",
+    "Corpus": "corpus",
+    "CorpusError": "errors",
     "Edit": "variant",
     "EvoDataError": "errors",
     "Fasta": "fasta",

@@ -19,5 +19,9 @@ class ContigError(EvoDataError):
     """A contig that is unknown or too short for what was asked."""
 
 
+class CorpusError(EvoDataError):
+    """A training corpus, or an input to one, that cannot be used."""
+
+
 class OutputExistsError(EvoDataError):
     """An output path that exists already and was not allowed to be overwritten."""

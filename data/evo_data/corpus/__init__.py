@@ -1,0 +1,15 @@
+"""Genomes as training data: one folder of flat files with random access, and how it is made."""
+
+from __future__ import annotations
+
+from evo_data.corpus.format import Corpus, Duplicate, Genome, LeftOut, Manifest, Record, Source
+
+__all__ = [
+    "Corpus",
+    "Duplicate",
+    "Genome",
+    "LeftOut",
+    "Manifest",
+    "Record",
+    "Source",
+]
