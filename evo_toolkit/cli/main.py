@@ -31,6 +31,7 @@ COMMANDS: dict[str, Entry] = {
     "embed": Entry("evo_toolkit.cli.embed", "embed", "Embed the sequences of a FASTA."),
     "log-likelihood": Entry("evo_toolkit.cli.log_likelihood", "log_likelihood", "Log-likelihood of each sequence of a FASTA."),
     "generate": Entry("evo_toolkit.cli.generate", "generate", "Continue a sequence."),
+    "train": Entry("evo_toolkit.cli.train", "train", "Train a model on genomes (fit, validate; export its weights)."),
     "models": Entry("evo_toolkit.cli.models", "models", "List, describe and download models."),
     "convert": Entry("evo_toolkit.cli.convert", "convert", "Convert the weights of SRC and write them to DST."),
     "doctor": Entry("evo_toolkit.cli.doctor", "doctor", "Say what this machine can run, and check released weights."),

@@ -1,0 +1,201 @@
+"""Checkpoints of a run: whole files at step boundaries, of tensors and plain containers alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from evo_data.files import atomic_output
+from evo_toolkit.errors import CheckpointError, UsageError
+
+_NAME = re.compile(r"step-(\d+)\.ckpt")
+_LEFT_OVER = re.compile(r"\..*\.ckpt\.[0-9a-f]+\.tmp")
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target, flushes to disk, then renames: a name stands for a whole file.
+
+    Files are read with `weights_only=True`: a checkpoint can hold no code.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_output(path, force=True) as temporary:
+            torch.save(checkpoint, temporary)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_training_checkpoint(path, map_location=map_location or "cpu")
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def read_training_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of a run, tensors on the CPU.
+
+    Raises:
+        CheckpointError: if it is absent, damaged, or holds anything but tensors and containers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist or is no file; give a step-N.ckpt of a run, or last"
+        )
+    try:
+        values = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # noqa: BLE001 - a damaged file can fail the reader anywhere
+        detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read as a training checkpoint ({detail}); use an earlier one"
+        ) from None
+    if not isinstance(values, dict) or "state_dict" not in values:
+        raise CheckpointError(f"{path} is not a checkpoint of evo-toolkit train")
+    return values
+
+
+def checkpoint_step(path: Path) -> int | None:
+    """Step of a checkpoint by its name, or None for other files."""
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def find_checkpoints(directory: Path) -> list[Path]:
+    """Checkpoints of a folder by rising step; of names that stand for whole files."""
+    if not directory.is_dir():
+        return []
+    found = [(checkpoint_step(p), p) for p in directory.iterdir()]
+    return [p for step, p in sorted((s, p) for s, p in found if s is not None)]
+
+
+class Checkpoints(ModelCheckpoint):
+    """Saves `step-N.ckpt` after every so many updates, and after the last one.
+
+    A file is written between two updates, never within an accumulation, so that what follows from
+    it is exactly what followed without it. `--ckpt_path last` takes the highest step.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 500,
+        keep: int = 2,
+        directory: str | None = None,
+    ) -> None:
+        """Choose how often and where.
+
+        Args:
+            every_n_steps: Updates between two files.
+            keep: Newest files to keep; older ones of this folder are removed. 0 keeps all.
+            directory: Folder; by default `checkpoints` in the run's folder
+                (`trainer.default_root_dir`).
+        """
+        if every_n_steps < 1 or keep < 0:
+            raise UsageError(
+                f"checkpoint.every_n_steps is {every_n_steps} and checkpoint.keep {keep}; they must be at least 1 and 0"
+            )
+        super().__init__(save_top_k=-1, every_n_train_steps=every_n_steps)
+        self.every_n_steps = every_n_steps
+        self.keep = keep
+        self.directory = directory
+        self._saved: int | None = None
+
+    def folder(self, trainer: Trainer) -> Path:
+        """Where this run's checkpoints lie."""
+        return Path(self.directory or Path(trainer.default_root_dir) / "checkpoints")
+
+    @property
+    def state_key(self) -> str:
+        return type(self).__qualname__
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = self.folder(trainer)
+        self.dirpath = str(folder)
+        if stage == "fit" and trainer.is_global_zero and folder.is_dir():
+            for path in folder.iterdir():
+                if _LEFT_OVER.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
+
+    def refuse_to_mix(self, trainer: Trainer) -> None:
+        """Raise if a run that starts anew would put its checkpoints among those of another.
+
+        Raises:
+            UsageError: with the two ways out.
+        """
+        existing = find_checkpoints(self.folder(trainer))
+        if existing:
+            raise UsageError(
+                f"{existing[-1]} is of an earlier run; continue that with --ckpt_path last, or choose another folder with --trainer.default_root_dir"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.ckpt_path is None:
+            self.refuse_to_mix(trainer)
+        self._saved = trainer.global_step if trainer.ckpt_path is not None else None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step and step % self.every_n_steps == 0:
+            self._save(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # After a last update that completed its accumulation; a run of no update has no state.
+        if trainer.global_step:
+            self._save(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pass
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pass
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        pass
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        # Within an accumulation the step is still that of the update before, saved already.
+        if step == self._saved:
+            return
+        check = getattr(pl_module, "raise_if_not_finite", None)
+        if check is not None:
+            check()
+        self._saved = step
+        folder = self.folder(trainer)
+        trainer.save_checkpoint(folder / f"step-{step:08d}.ckpt", weights_only=False)
+        if self.keep and trainer.is_global_zero:
+            for old in find_checkpoints(folder)[: -self.keep]:
+                trainer.strategy.remove_checkpoint(old)
+
+    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        return {str(path) for path in find_checkpoints(self.folder(trainer))[-1:]}
+
+
+def nonfinite_path(trainer: Trainer) -> Path:
+    """Where the state is kept when the loss is no longer finite; `last` does not find it."""
+    callback = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)
+    folder = (
+        callback.folder(trainer)
+        if callback is not None
+        else Path(trainer.default_root_dir) / "checkpoints"
+    )
+    return folder / f"nonfinite-step-{trainer.global_step:08d}.ckpt"

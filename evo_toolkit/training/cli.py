@@ -1,0 +1,174 @@
+"""`evo-toolkit train`: LightningCLI over our modules, data and defaults."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from evo_toolkit.errors import UsageError
+from evo_toolkit.training.callbacks import Monitor, ProgressBar, ValidationLine
+from evo_toolkit.training.checkpointing import AtomicCheckpointIO, Checkpoints
+from evo_toolkit.training.module import EvoModule
+
+_log = logging.getLogger("evo_toolkit")
+
+_RUN_FOLDER = "runs/default"
+
+_TRAINER_DEFAULTS = {
+    # The data module divides samples among ranks itself, and resumes with another number of them.
+    "use_distributed_sampler": False,
+    # The model's own policy decides what is bfloat16; Lightning's casts would reach the poles.
+    "precision": "32-true",
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    # An epoch is a matter of the data's; runs are counted in updates.
+    "max_epochs": -1,
+    "check_val_every_n_epoch": None,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "default_root_dir": _RUN_FOLDER,
+}
+
+_DESCRIPTION = (
+    "Train a StripedHyena 2 with Lightning. Recipes (--config) name model, data and trainer; every "
+    "key can be given on the command line too. `evo-toolkit train export CHECKPOINT -o FOLDER` "
+    "writes the weights of a run as a model that every other command takes."
+)
+
+
+class _Parser(LightningArgumentParser):
+    """Says what is wrong in one line, as the other commands do."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = " ".join(line.strip() for line in message.splitlines())
+        sys.stderr.write(f"Error: {text}; evo-toolkit train fit --help lists the options\n")
+        raise SystemExit(2) from ex
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Keeps the parsed configuration of every start of a run, numbered, in the run's folder."""
+
+    already_saved: bool
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if self.already_saved or not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        number = len(list(folder.glob("config*.yaml")))
+        name = "config.yaml" if number == 0 else f"config-{number}.yaml"
+        self.parser.save(self.config, folder / name, skip_none=False, overwrite=True)
+        self.already_saved = True
+
+
+class EvoCLI(LightningCLI):
+    """LightningCLI in subclass mode: recipes name a subclass of `EvoModule` and a data module."""
+
+    def __init__(self, args: Sequence[str], *, run: bool = True) -> None:
+        super().__init__(
+            EvoModule,
+            LightningDataModule,
+            args=list(args),
+            run=run,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveRunConfig,
+            trainer_defaults=_TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            # Our modules save no hyper-parameters: a checkpoint must not override the command line.
+            load_from_checkpoint_support=False,
+            parser_class=_Parser,
+            parser_kwargs={"prog": "evo-toolkit train", "description": _DESCRIPTION},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        # Of a class that lacks one of the two, the link is left out.
+        parser.link_arguments(
+            "data.init_args.context_length", "model.init_args.config.context_length"
+        )
+        parser.link_arguments("data.init_args.context_length", "model.init_args.context_length")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        # The stock method warns whenever sys.argv is set too, which under click is always.
+        self.config = parser.parse_args(args)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self._get(self.config_init, "trainer", default={})
+        root = Path(config["default_root_dir"] or _RUN_FOLDER)
+        given = config.get("callbacks") or []
+        extra = [c() for c in (Monitor, ValidationLine) if not any(isinstance(g, c) for g in given)]
+        if config.get("enable_progress_bar") is None:
+            kwargs["enable_progress_bar"] = sys.stderr.isatty()
+        if kwargs.get("enable_progress_bar", config.get("enable_progress_bar")):
+            extra.append(ProgressBar())
+        kwargs["callbacks"] = [*given, *extra]
+        if config.get("logger") in (None, True):
+            kwargs["logger"] = default_loggers(root)
+        kwargs["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Refuse what would be found out only after seconds of set-up."""
+        if self._get(self.config_init, "ckpt_path") is None:
+            for callback in self.trainer.checkpoint_callbacks:
+                if isinstance(callback, Checkpoints):
+                    callback.refuse_to_mix(self.trainer)
+
+
+def default_loggers(folder: Path) -> list[Logger]:
+    """CSV and TensorBoard in the run's folder; Weights & Biases where it is installed and set up.
+
+    "Set up" is a WANDB_API_KEY or WANDB_MODE in the environment: nothing asks for a password.
+    """
+    loggers: list[Logger] = [CSVLogger(folder, name="csv")]
+    if any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        loggers.append(TensorBoardLogger(folder, name="tensorboard"))
+    else:
+        _log.info("no TensorBoard files: pip install tensorboardX for them")
+    if importlib.util.find_spec("wandb") and {"WANDB_API_KEY", "WANDB_MODE"} & set(os.environ):
+        loggers.append(WandbLogger(save_dir=str(folder)))
+    return loggers
+
+
+def run(args: Sequence[str]) -> None:
+    """Parse and carry out `evo-toolkit train ARGS`.
+
+    Raises:
+        SystemExit: by the parser: 0 after help, 2 for wrong usage.
+        EvoError: for what a user can cause.
+    """
+    _quieten()
+    try:
+        EvoCLI(args)
+    except MisconfigurationException as error:
+        raise UsageError(" ".join(str(error).split())) from error
+
+
+def _quieten() -> None:
+    """Leave out what Lightning and torch say about things that are as they should be."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.accelerators.cuda").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*IterableDataset.*__len__.*",
+        ".*GPU available but not used.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*No device id is provided via.*",
+        ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    torch.set_float32_matmul_precision("highest")

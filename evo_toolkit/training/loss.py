@@ -1,0 +1,142 @@
+"""The training objective: weighted next-token cross-entropy as two sums, without logits in memory.
+
+A mean over a batch depends on how the batch is cut into ranks and micro-batches when bases have
+unequal weights. So the objective returns a weighted sum and the sum of weights; the step divides
+once, by the weights of the whole global batch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
+
+from evo_toolkit.model.precision import float32_products, products_as_released
+from evo_toolkit.model.striped_hyena import StripedHyena2
+
+# Rows of logits that exist at a time: 32 Mi float32 numbers with a vocabulary of 512, few enough
+# for any GPU and enough to fill one.
+_ROWS = 65_536
+# On a CPU smaller slices stay in its caches.
+_ROWS_CPU = 4_096
+
+
+class _WeightedNLL(torch.autograd.Function):
+    """Sum of `weights * nll`; gradients are made slice by slice in the forward pass.
+
+    Each slice of logits lives once: its softmax gives the loss and at once the gradients of rows and
+    unembedding, so that the backward pass neither keeps nor repeats the head's product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, unembedding: Tensor, targets: Tensor, weights: Tensor) -> Tensor:  # fmt: skip
+        needs_grad = any(ctx.needs_input_grad[:2])
+        total = torch.zeros((), dtype=torch.float64, device=rows.device)
+        d_rows = torch.empty_like(rows) if needs_grad else None
+        d_unembedding = torch.zeros_like(unembedding) if needs_grad else None
+        step = _ROWS_CPU if rows.device.type == "cpu" else _ROWS
+        for start in range(0, rows.shape[0], step):
+            x, target = rows[start : start + step], targets[start : start + step, None]
+            weight = weights[start : start + step, None].to(rows.dtype)
+            log_probs = F.log_softmax(F.linear(x, unembedding), dim=-1)
+            total -= (log_probs.gather(1, target) * weight).sum().double()
+            if d_rows is None or d_unembedding is None:
+                continue
+            d_logits = log_probs.exp_().mul_(weight)
+            d_logits.scatter_add_(1, target, -weight)
+            torch.mm(d_logits, unembedding, out=d_rows[start : start + step])
+            d_unembedding.addmm_(d_logits.t(), x)
+        if needs_grad:
+            ctx.save_for_backward(d_rows, d_unembedding)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        d_rows, d_unembedding = ctx.saved_tensors
+        grad = grad.to(d_rows.dtype)
+        return d_rows * grad, d_unembedding * grad, None, None
+
+
+def weighted_nll(rows: Tensor, unembedding: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """Return `sum(weights * -log_softmax(rows @ unembedding^T)[targets])` in nats, float64 scalar.
+
+    Shapes: R rows, D channels, V vocabulary. Products and softmax have the dtype of `rows`; at most
+    65,536 rows of logits exist at a time. Differentiable once, for `rows` and `unembedding`.
+
+    Args:
+        rows: Normalised residual stream, `[R, D]`.
+        unembedding: `[V, D]`, of the same dtype.
+        targets: `[R]` int64 below V.
+        weights: `[R]`, at least 0; a target of weight 0 counts for nothing.
+    """
+    total: Tensor = _WeightedNLL.apply(rows, unembedding, targets, weights)
+    return total
+
+
+class NextTokenObjective(nn.Module):
+    """A model with the loss it is trained by, in one `forward`.
+
+    One forward, since FSDP gathers the tied embedding for the length of it, and both ends use it.
+
+    Attributes:
+        model: The StripedHyena 2.
+        checkpoint_blocks: Keep activations only between segments of so many blocks and compute the
+            rest again in the backward pass; 0 keeps all.
+    """
+
+    def __init__(self, model: StripedHyena2, *, checkpoint_blocks: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        self.checkpoint_blocks = checkpoint_blocks
+
+    def forward(
+        self, input_ids: Tensor, targets: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor] | Tensor:
+        """Weighted sums over a batch, or with `weights` None the loss of every target.
+
+        Args:
+            input_ids: `[B, L]` int64 tokens.
+            targets: `[B, L]` int64, the token after each.
+            weights: `[B, L]` float32 or None.
+
+        Returns:
+            `(sum of weight * nll, sum of weight)` as float64 scalars, or nll `[B, L]` in nats.
+        """
+        model = self.model
+        hidden = self._hidden(input_ids)
+        if weights is None:
+            return -model.gather_log_probs(hidden, targets)
+        with float32_products(True), products_as_released(model.policy, hidden.device):
+            rows = model.norm(hidden.to(torch.promote_types(hidden.dtype, torch.float32)))
+            unembedding = model._head_weight().to(rows.dtype)
+            total = weighted_nll(
+                rows.flatten(0, 1), unembedding, targets.flatten(), weights.flatten()
+            )
+        return total, weights.sum(dtype=torch.float64)
+
+    def _hidden(self, input_ids: Tensor) -> Tensor:
+        size = self.checkpoint_blocks
+        if not size or not torch.is_grad_enabled():
+            hidden: Tensor = self.model.hidden(input_ids)[0]
+            return hidden
+        model = self.model
+        x = F.embedding(input_ids, model.embedding.weight).to(model.policy.compute_dtype)
+        with products_as_released(model.policy, x.device):
+            for first in range(0, len(model.blocks), size):
+                blocks = model.blocks[first : first + size]
+                # Nothing in a block is random: no generator state has to be kept.
+                x = checkpoint(
+                    _run_blocks, blocks, x, use_reentrant=False, preserve_rng_state=False
+                )
+        return x
+
+
+def _run_blocks(blocks: nn.ModuleList, x: Tensor) -> Tensor:
+    for block in blocks:
+        x, _ = block(x)
+    return x
