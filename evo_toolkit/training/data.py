@@ -1,0 +1,419 @@
+"""Genomes as batches: from FASTA files or a prepared corpus to what a model trains on.
+
+How far a run has come is one number, the samples that its optimizer has used. Checkpoints hold it,
+and a run that resumes reads the samples it would have read, with other ranks, rows or workers too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from evo_data.batches import collate, step_samples
+from evo_data.corpus import Corpus
+from evo_data.splits import (
+    Segment,
+    read_split,
+    split_by_blocks,
+    split_by_contigs,
+)
+from evo_data.training_windows import SOFT_MASK_WEIGHT, Strands, TrainingWindows, Window
+from evo_toolkit.checkpoint.cache import cache_dir as default_cache_dir
+from evo_toolkit.errors import UsageError
+
+_log = logging.getLogger("evo_toolkit")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A window on its way to a batch; `counts` is False for a row that only fills a batch up."""
+
+    window: Window
+    counts: bool
+
+
+class WindowDataset(Dataset[Row]):
+    """Samples by number: `n` counts windows across epochs; `~n` is the same with no weight."""
+
+    def __init__(self, windows: TrainingWindows) -> None:
+        self.windows = windows
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, number: int) -> Row:
+        counts = number >= 0
+        return Row(self.windows.sample(number if counts else ~number), counts)
+
+
+class ResumableBatches(Sampler[list[int]]):
+    """Batches of training samples of one rank, from where the run is to the end of its epoch.
+
+    Every epoch has the same number of batches, `ceil(V / (ranks * rows))`; what the last one takes
+    beyond the V windows of an epoch are the first of the next.
+    """
+
+    def __init__(
+        self,
+        num_windows: int,
+        *,
+        batch_size: int,
+        rank: int,
+        num_ranks: int,
+        consumed: Callable[[], int],
+    ) -> None:
+        self.batch_size = batch_size
+        self.rank = rank
+        self.num_ranks = num_ranks
+        self._consumed = consumed
+        self._num_batches = -(-num_windows // (batch_size * num_ranks))
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        consumed = self._consumed()
+        done = consumed // (self.batch_size * self.num_ranks) % self._num_batches
+        batches = step_samples(
+            consumed, batch_size=self.batch_size, rank=self.rank, num_ranks=self.num_ranks
+        )
+        for _ in range(done, self._num_batches):
+            yield next(batches)
+
+
+class EvaluationBatches(Sampler[list[int]]):
+    """Every window once over all ranks, in equal numbers of full batches on each.
+
+    What is missing in the last batches is filled with windows of no weight, so that no rank waits
+    for another and every batch has the same shape.
+    """
+
+    def __init__(self, num_windows: int, *, batch_size: int, rank: int, num_ranks: int) -> None:
+        self._num_windows = num_windows
+        self._batch_size = batch_size
+        self._rank = rank
+        self._num_ranks = num_ranks
+
+    def __len__(self) -> int:
+        return -(-self._num_windows // (self._batch_size * self._num_ranks))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = step_samples(
+            0, batch_size=self._batch_size, rank=self._rank, num_ranks=self._num_ranks
+        )
+        for _ in range(len(self)):
+            yield [
+                number if number < self._num_windows else ~(number % self._num_windows)
+                for number in next(batches)
+            ]
+
+
+class _TrainingLoader(DataLoader[Row]):
+    # Lightning asks a loader for its place in the epoch; ours follows from the data module's state.
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def batch_of(rows: Sequence[Row]) -> dict[str, Tensor]:
+    """Return a batch: `input_ids`, `targets` int64 and `weights` float32 `[B, L]`, `group` `[B]`."""
+    arrays = collate([row.window for row in rows])
+    batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    for at, row in enumerate(rows):
+        if not row.counts:
+            batch["weights"][at] = 0
+    return batch
+
+
+class GenomeDataModule(LightningDataModule):
+    """Windows of genomes for training and validation.
+
+    Batches are `{"input_ids", "targets": int64 [B, L], "weights": float32 [B, L], "group":
+    int64 [B]}` for B rows of L tokens: targets are the token after each input, weights what each
+    target counts in the loss (1; 0.1 soft-masked; 0 not scored), and group an index of
+    `group_names`. The trainer needs `use_distributed_sampler=False`: samples are dealt to the ranks
+    here.
+
+    Attributes:
+        windows: The training windows, once set up.
+        val_windows: Those of validation, or None.
+    """
+
+    def __init__(
+        self,
+        genomes: list[str] | str,
+        context_length: int = 8192,
+        batch_size: int = 8,
+        val_genomes: list[str] | str | None = None,
+        val_fraction: float | None = None,
+        val_contigs: list[str] | None = None,
+        split: str | None = None,
+        cluster_weights: bool = True,
+        weights: dict[str, float] | None = None,
+        strands: Strands = "random",
+        soft_mask_weight: float = SOFT_MASK_WEIGHT,
+        tags: dict[str, str] | None = None,
+        seed: int = 0,
+        val_batch_size: int | None = None,
+        val_strands: Strands = "forward",
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        """Remember what to read; nothing is opened before `prepare_data` and `setup`.
+
+        Args:
+            genomes: A folder made by `evo-toolkit data prepare`; or files of genomes (FASTA,
+                GenBank, also compressed) or folders of them, which are prepared in the cache first.
+            context_length: Tokens that the model reads at once.
+            batch_size: Windows in a batch, on each device.
+            val_genomes: Other genomes (as `genomes`) to validate on.
+            val_fraction: Share of the genomes that is held out for validation, in blocks.
+            val_contigs: Names or patterns of the records that are held out for validation.
+            split: A file made by `evo-toolkit data split`. At most one of these four is given.
+            cluster_weights: Whether a genome of a cluster of n near strains counts 1/n.
+            weights: Factors of how often windows come, by name of genome or of group.
+            strands: Strand of training windows: forward, random, or both (each window twice).
+            soft_mask_weight: Weight of soft-masked (lower-case) bases in the training loss. In
+                validation they count as others do.
+            tags: Text by name of genome that stands before its stretches, unscored (a lineage).
+            seed: Chooses order and strands.
+            val_batch_size: Windows in a batch of validation; None means `batch_size`.
+            val_strands: Strand of validation windows.
+            num_workers: Processes that read, on each device; 0 reads between steps.
+            cache_dir: Where genomes are prepared; None means the toolkit's cache. Machines of one
+                run must share it.
+        """
+        super().__init__()
+        if batch_size < 1 or (val_batch_size is not None and val_batch_size < 1):
+            raise UsageError(f"batch_size {batch_size} (val {val_batch_size}) must be 1 or more")
+        given = [name for name, value in (("val_genomes", val_genomes), ("val_fraction", val_fraction), ("val_contigs", val_contigs), ("split", split)) if value is not None]  # fmt: skip
+        if len(given) > 1:
+            raise UsageError(f"{given[0]} and {given[1]} are both given; choose one of them")
+        # One rank prepares for all: what is prepared may lie on a disk that machines share.
+        self.prepare_data_per_node = False
+        self.genomes = [genomes] if isinstance(genomes, str | Path) else list(genomes)
+        self.val_genomes = [val_genomes] if isinstance(val_genomes, str | Path) else val_genomes
+        self.context_length = context_length
+        self.batch_size = batch_size
+        self.val_fraction = val_fraction
+        self.val_contigs = val_contigs
+        self.split = split
+        self.cluster_weights = cluster_weights
+        self.weights = weights
+        self.strands: Strands = strands
+        self.soft_mask_weight = soft_mask_weight
+        self.tags = tags
+        self.seed = seed
+        self.val_batch_size = val_batch_size or batch_size
+        self.val_strands: Strands = val_strands
+        self.num_workers = num_workers
+        self.cache_dir = Path(cache_dir) if cache_dir else None
+        self.windows: TrainingWindows | None = None
+        self.val_windows: TrainingWindows | None = None
+        self._consumed = 0
+        self._counted_from: int | None = None
+        self._step_samples = 0
+
+    @property
+    def group_names(self) -> list[str]:
+        """Names of the groups that `group` in a batch counts, of training and validation."""
+        return list(self._groups)
+
+    @property
+    def consumed(self) -> int:
+        """Samples that optimizer steps have used, of all ranks, since the run began."""
+        if self._counted_from is None:
+            return self._consumed
+        return (
+            self._consumed + (self._batches_processed() - self._counted_from) * self._step_samples
+        )
+
+    def prepare_data(self) -> None:
+        """Prepare genomes that are no corpus yet; on one process only."""
+        for genomes in (self.genomes, self.val_genomes):
+            if genomes is not None:
+                self._corpus(genomes, prepare=True)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the corpora and plan the windows.
+
+        Raises:
+            EvoDataError, UsageError: if there is nothing to train on, or arguments do not fit.
+        """
+        if stage in ("fit", None):
+            self._consumed, self._counted_from = 0, None
+        if self.windows is not None:
+            return
+        corpus = self._corpus(self.genomes)
+        train: Sequence[Segment] | None = None
+        val: tuple[Corpus, Sequence[Segment] | None] | None = None
+        if self.val_genomes is not None:
+            val = self._corpus(self.val_genomes), None
+        elif self.split is not None:
+            parts = read_split(self.split, corpus)
+            train, val = parts.train, (corpus, parts.val) if parts.val else None
+        elif self.val_contigs is not None:
+            parts = split_by_contigs(corpus, val=self.val_contigs)
+            train, val = parts.train, (corpus, parts.val)
+        elif self.val_fraction is not None:
+            parts = split_by_blocks(corpus, val_fraction=self.val_fraction, seed=self.seed)
+            train, val = parts.train, (corpus, parts.val)
+        groups = {genome.group for genome in corpus.genomes}
+        if val is not None:
+            groups |= {genome.group for genome in val[0].genomes}
+        self._groups = sorted(groups)
+        self.windows = TrainingWindows(
+            corpus,
+            context_length=self.context_length,
+            segments=train,
+            cluster_weights=self.cluster_weights,
+            weights=self.weights,
+            strands=self.strands,
+            seed=self.seed,
+            shift=True,
+            soft_mask_weight=self.soft_mask_weight,
+            tags=self.tags,
+            groups=self._groups,
+        )
+        if val is not None:
+            # In a keyed order too, so that a few batches are a fair sample of all.
+            self.val_windows = TrainingWindows(
+                val[0],
+                context_length=self.context_length,
+                segments=val[1],
+                cluster_weights=False,
+                strands=self.val_strands,
+                seed=self.seed,
+                soft_mask_weight=1.0,
+                tags=self.tags if val[0] is corpus else None,
+                groups=self._groups,
+            )
+
+    def train_dataloader(self) -> DataLoader[Row]:
+        """The loader of this rank, which goes on where the run is."""
+        assert self.windows is not None, "setup() comes first"
+        rank, num_ranks = self._rank()
+        self._consumed = self.consumed
+        self._step_samples = self.batch_size * num_ranks
+        self._counted_from = self._batches_processed() if self.trainer is not None else None
+        batches = ResumableBatches(
+            len(self.windows),
+            batch_size=self.batch_size,
+            rank=rank,
+            num_ranks=num_ranks,
+            consumed=lambda: self.consumed,
+        )
+        return _TrainingLoader(
+            WindowDataset(self.windows), batch_sampler=batches, **self._loader_options()
+        )
+
+    def val_dataloader(self) -> DataLoader[Row] | list[Any]:
+        """The loader of this rank, or none without anything to validate on."""
+        if self.val_windows is None:
+            return []
+        rank, num_ranks = self._rank()
+        batches = EvaluationBatches(
+            len(self.val_windows), batch_size=self.val_batch_size, rank=rank, num_ranks=num_ranks
+        )
+        return DataLoader(
+            WindowDataset(self.val_windows), batch_sampler=batches, **self._loader_options()
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Samples consumed, and what windows they are samples of."""
+        return {"consumed": self.consumed, "windows": self._fingerprint()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on behind the samples that a checkpoint has consumed."""
+        self._consumed, self._counted_from = int(state_dict["consumed"]), None
+        if self.windows is not None and state_dict.get("windows") != self._fingerprint():
+            _log.warning(
+                "the checkpoint was trained on other windows (another corpus, split, context_length, "
+                "seed, strands or weights); the run goes on with these, at sample %d",
+                self._consumed,
+            )
+
+    def _fingerprint(self) -> str | None:
+        return None if self.windows is None else self.windows.digest
+
+    def _batches_processed(self) -> int:
+        return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)
+
+    def _rank(self) -> tuple[int, int]:
+        """This process among those that read different samples, from 0, and their number."""
+        if self.trainer is None:
+            return 0, 1
+        dealt = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None)
+        if dealt is None:
+            return 0, 1
+        if (
+            self.trainer._accelerator_connector.use_distributed_sampler
+            and dealt["num_replicas"] > 1
+        ):
+            raise UsageError(
+                "trainer.use_distributed_sampler is true, which would deal the samples to the ranks "
+                "a second time; set it to false"
+            )
+        return int(dealt["rank"]), int(dealt["num_replicas"])
+
+    def _loader_options(self) -> dict[str, Any]:
+        workers = self.num_workers
+        return {
+            "collate_fn": batch_of,
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "prefetch_factor": 4 if workers else None,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+    def _corpus(self, genomes: Sequence[str], *, prepare: bool = False) -> Corpus:
+        """Open a corpus, or the one in the cache that is made of these genomes."""
+        paths = [Path(genome) for genome in genomes]
+        if not paths:
+            raise UsageError("no genomes are given; name files, a folder or a corpus")
+        if len(paths) == 1 and is_corpus(paths[0]):
+            return Corpus.open(paths[0])
+        for path in paths:
+            if is_corpus(path):
+                raise UsageError(f"{path} is a corpus already; give it alone, or the genomes it is made of")  # fmt: skip
+        output = (self.cache_dir or default_cache_dir() / "corpora") / _identity(paths)
+        if prepare:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            importlib.import_module("evo_data.corpus").prepare(paths, output)
+        return Corpus.open(output)
+
+
+def is_corpus(path: Path) -> bool:
+    """Whether a path is a prepared corpus, or a Megatron one."""
+    from evo_data.corpus.megatron import megatron_prefix
+
+    return (path / "manifest.json").is_file() or megatron_prefix(path) is not None
+
+
+def _identity(paths: Sequence[Path]) -> str:
+    """A name for what some files hold now, by their paths, sizes and times of change.
+
+    Raises:
+        UsageError: if one does not exist.
+    """
+    entries = []
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path} does not exist; give genomes or a corpus")
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                stat = file.stat()
+                entries.append((str(file.resolve()), stat.st_size, stat.st_mtime_ns))
+    return sha256(repr(entries).encode()).hexdigest()[:32]
