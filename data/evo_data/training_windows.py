@@ -169,7 +169,7 @@ class TrainingWindows:
             pack_short: Whether rests and short records share windows; else each has its own.
             soft_mask_weight: Weight of a lower-case target.
             tags: Text by name of genome that is put before each of its stretches, without weight,
-                such as a lineage between bars. Whole windows hold that many bases less.
+                such as a lineage between bars (upper-cased like all tokens). Whole windows hold that many bases less.
             groups: Names in which `Window.group` counts; None means those of the corpus, sorted.
 
         Raises:
@@ -446,7 +446,7 @@ def _tag_bytes(corpus: Corpus, tags: Mapping[str, str] | None) -> list[NDArray[n
     for name, tag in tags.items():
         if not tag.isascii() or any(ord(letter) <= PAD for letter in tag):
             raise EvoDataError(f"tag of {name} is {tag!r}; only printable ASCII is possible")
-    return [np.frombuffer(tags.get(name, "").encode(), np.uint8) for name in names]
+    return [_UPPER[np.frombuffer(tags.get(name, "").encode(), np.uint8)] for name in names]
 
 
 def _genome_weights(
