@@ -78,10 +78,20 @@ def sketch(sequences: Bytes | Iterable[Bytes], k: int = K, scale: int = SCALE) -
         size += below.size
         if size > limit + (1 << 22):
             # Repeats are merged as they come: memory follows the distinct k-mers.
-            kept = [_distinct(kept)]
+            kept = [union(kept)]
             size = kept[0].size
             limit = size
-    return _distinct(kept)
+    return union(kept)
+
+
+def union(sketches: Sequence[Hashes]) -> Hashes:
+    """Return the hashes of all of several sketches (or parts of one), sorted, each once."""
+    hashes: Hashes = np.concatenate([np.zeros(0, np.uint64), *sketches])
+    # Sorting in place is many times faster than np.unique, which builds a hash table.
+    hashes.sort()
+    first = np.ones(hashes.size, np.bool_)
+    np.not_equal(hashes[1:], hashes[:-1], out=first[1:])
+    return hashes[first]
 
 
 def containment(a: Hashes, b: Hashes) -> float:
@@ -185,7 +195,7 @@ def shared_kmers_each(
 ) -> list[float]:
     """Return `shared_kmers` of each of several queries; the reference is read only once."""
     own = [sketch(query, k, scale) for query in queries]
-    wanted = _distinct(own)
+    wanted = union(own)
     if not wanted.size:
         return [0.0] * len(queries)
     found = np.zeros(wanted.size, np.bool_)
@@ -212,7 +222,7 @@ def shared_kmers_each(
 def _mark(found: NDArray[np.bool_], wanted: Hashes, seen: list[Hashes]) -> None:
     """Note which of the wanted hashes (sorted, not empty) were seen."""
     # Sorted first, so that the search walks through memory instead of jumping.
-    hashes = _distinct(seen)
+    hashes = union(seen)
     at = np.minimum(np.searchsorted(wanted, hashes), wanted.size - 1)
     found[at[wanted[at] == hashes]] = True
 
@@ -303,16 +313,6 @@ def _mix(codes: Hashes) -> Hashes:
         codes *= np.uint64(factor)
     codes ^= codes >> np.uint64(31)
     return codes
-
-
-def _distinct(parts: Sequence[Hashes]) -> Hashes:
-    """Return the hashes of all parts, sorted, each once."""
-    hashes: Hashes = np.concatenate([np.zeros(0, np.uint64), *parts])
-    # Sorting in place is many times faster than np.unique, which builds a hash table.
-    hashes.sort()
-    first = np.ones(hashes.size, np.bool_)
-    np.not_equal(hashes[1:], hashes[:-1], out=first[1:])
-    return hashes[first]
 
 
 def _is_in(a: Hashes, b: Hashes) -> NDArray[np.bool_]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from evo_data.corpus.format import Corpus, Duplicate, Genome, LeftOut, Manifest, Record, Source
+from evo_data.corpus.megatron import open_megatron
+from evo_data.corpus.prepare import prepare, read_groups
 
 __all__ = [
     "Corpus",
@@ -12,4 +14,7 @@ __all__ = [
     "Manifest",
     "Record",
     "Source",
+    "open_megatron",
+    "prepare",
+    "read_groups",
 ]

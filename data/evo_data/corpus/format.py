@@ -145,6 +145,15 @@ class LeftOut:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Renamed:
+    """A record whose name stood in its file before, with another sequence, or that had none."""
+
+    file: str
+    record: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unusable:
     """An input file of which nothing could be used, with consent (`skip_unusable`)."""
 
@@ -169,7 +178,7 @@ class Manifest:
         files: Each file of the corpus but the manifest.
         sources, genomes: In the order of the input.
         totals: genomes, clusters, records, bases, acgt_bases, soft_masked_bases, effective_bases.
-        duplicates, left_out, unusable: What was found on the way.
+        duplicates, left_out, renamed, unusable: What was found on the way.
     """
 
     encoding: Encoding
@@ -180,6 +189,7 @@ class Manifest:
     totals: dict[str, float]
     duplicates: list[Duplicate] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    renamed: list[Renamed] = field(default_factory=list)
     unusable: list[Unusable] = field(default_factory=list)
 
     def dumps(self) -> str:
@@ -232,6 +242,7 @@ _PARTS: dict[str, Any] = {
     "genomes": Genome,
     "duplicates": Duplicate,
     "left_out": LeftOut,
+    "renamed": Renamed,
     "unusable": Unusable,
 }
 

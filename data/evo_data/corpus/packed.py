@@ -128,18 +128,17 @@ def unpack(packed: Bytes) -> Bytes:
 class PackedSequence:
     """Random access to a packed sequence; the files are opened at the first read."""
 
-    def __init__(self, sequence: Path, intervals: Path) -> None:
+    def __init__(self, sequence: Path, intervals: Path | Intervals) -> None:
         self._sequence = sequence
         self._intervals = intervals
         self._map: NDArray[np.uint8] | None = None
-        self._runs: Intervals | None = None
 
     def read(self, start: int, stop: int) -> Bytes:
         """Return the ASCII bytes at corpus positions `[start, stop)`, a new array."""
         if self._map is None:
-            runs = Intervals.load(self._intervals)
+            if isinstance(self._intervals, Path):
+                self._intervals = Intervals.load(self._intervals)
             self._map = np.memmap(self._sequence, np.uint8, "r")
-            self._runs = runs
         bases = np.empty(stop - start, np.uint8)
         for first in range(start, stop, _BLOCK):
             last = min(first + _BLOCK, stop)
@@ -147,11 +146,11 @@ class PackedSequence:
         return bases
 
     def _read_block(self, start: int, stop: int, out: Bytes) -> None:
-        assert self._map is not None and self._runs is not None
+        assert self._map is not None and isinstance(self._intervals, Intervals)
         byte = start // 4
         letters = unpack(np.asarray(self._map[byte : (stop + 3) // 4]))
         out[:] = letters[start - 4 * byte : stop - 4 * byte]
-        runs = self._runs
+        runs = self._intervals
         _fill(out, start, runs.other_start, runs.other_end, runs.other_byte)
         _fill(out, start, runs.lower_start, runs.lower_end, None)
 
