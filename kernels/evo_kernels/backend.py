@@ -31,9 +31,8 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+# Once and here: a compiled graph cannot look for a package.
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @functools.cache
@@ -43,7 +42,7 @@ def _capability(index: int) -> tuple[int, int]:
 
 def _why_no_triton(x: Tensor) -> str:
     """Why Triton kernels cannot run on this tensor's device, or ""."""
-    if not _has_triton():
+    if not _HAS_TRITON:
         return "triton is not installed"
     if interpreting():
         return "" if x.device.type == "cpu" else "TRITON_INTERPRET is set"

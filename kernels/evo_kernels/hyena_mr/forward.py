@@ -34,8 +34,9 @@ from evo_kernels.hyena_mr.tiles import (
     load_phases,
     load_toeplitz,
     phases_of,
+    prefetch_rows,
+    prepare_kernel,
     row_tiles,
-    toeplitz_kernel,
 )
 from evo_kernels.launch import on_its_device, select
 
@@ -52,8 +53,8 @@ def hyena_mr_forward_kernel(
 
     Args:
         qkv: `[B, L, 3D]`.
-        featurizer: `[3, 3D]`, transposed.
-        blocks: The filters as `toeplitz_kernel` writes them, `[D / GROUP, 9, 2, 16, 16]`.
+        featurizer: `[3, 3D]`, transposed, and
+        blocks: the filters, `[D / GROUP, 9, 2, 16, 16]`, as `prepare_kernel` writes them.
         skip: `[D]`.
         feature_tail, gated_tail: State before row 0, `[B, 2, 3D]` and `[B, K - 1, D]`.
         y: `[B, L, D]`.
@@ -79,6 +80,10 @@ def hyena_mr_forward_kernel(
         end = row * 0 + L
         own = tl.where(row - row + step >= 0, end, 0)
         at = row.to(tl.int64)
+        if not UPCAST and GROUP % 16 == 0:
+            # No registers are left to load a step ahead, but the cache can be.
+            following = tl.program_id(1) * SEG + (step + 1) * 32
+            prefetch_rows(qkv + tl.program_id(0) * N, following, L, 3 * D, D)
         x = qkv + at * (3 * D) + c
         raw_k = load_phases(x + D, feature_tail + D + c, row, end, ok, 3 * D, HAS_STATE)
         raw_v = load_phases(x + 2 * D, feature_tail + 2 * D + c, row, end, ok, 3 * D, HAS_STATE)
@@ -110,17 +115,18 @@ def hyena_mr_forward_kernel(
         sums = add_toeplitz(sums, z1, high, low, 1)
         c0, c1, c2, c3 = sums[2], sums[3], sums[4], sums[5]
         c4, c5, c6, c7 = sums[6], sums[7], sums[8], sums[9]
-        inner = phases_of(from_row_tiles(sums[0], sums[1], E), N)
-        to = y + at * D + c
-        for u in tl.static_range(8):
-            out = fir3(raw_q, wq, u) * (inner[u] + skipped[u])
-            tl.store(to + u * D, out.to(y.dtype.element_ty), mask=exists(row + u, own) & ok)
+        if step >= 0:
+            inner = phases_of(from_row_tiles(sums[0], sums[1], E), N)
+            to = y + at * D + c
+            for u in tl.static_range(8):
+                out = fir3(raw_q, wq, u) * (inner[u] + skipped[u])
+                tl.store(to + u * D, out.to(y.dtype.element_ty), mask=exists(row + u, own) & ok)
 
 
 # Programs that run at once: three on each of the 132 multiprocessors of an H100 or H200. Another GPU gets
 # the same segments: a sum's order must not depend on the machine.
 _AT_ONCE = 396
-_LONGEST, _SHORTEST = 2048, 256
+_LONGEST, _SHORTEST = 4096, 256
 
 
 def segment_rows(B: int, L: int, sets: int) -> int:
@@ -152,7 +158,11 @@ def launch_forward(
     sets = triton.cdiv(G * triton.cdiv(D // G, 16), config.constants["E"])
     segment = segment or segment_rows(B, L, sets)
     blocks = torch.empty((G, 9, 2, 16, 16), dtype=torch.bfloat16, device=h.device)
-    toeplitz_kernel[(G, 9)](h, blocks, K=K)
+    taps = torch.empty((3, 3 * D), dtype=featurizer.dtype, device=h.device)
+    width = triton.next_power_of_2(D // G)
+    prepare_kernel[(G, 9)](
+        h, featurizer, blocks, taps, K=K, D=D, GROUP=D // G, WIDTH=width, num_warps=1
+    )
     y = qkv.new_empty(B, L, D)
     gated_end = None
     if return_state:
@@ -160,7 +170,7 @@ def launch_forward(
         if L < K - 1:
             gated_end[:, : K - 1 - L] = 0.0 if gated_tail is None else gated_tail[:, L:]
     hyena_mr_forward_kernel[(sets, triton.cdiv(L, segment), B)](
-        qkv, featurizer.t().contiguous(), blocks, skip,
+        qkv, taps, blocks, skip,
         qkv if feature_tail is None else feature_tail, skip if gated_tail is None else gated_tail, y,
         skip if gated_end is None else gated_end, L, segment,
         D=D, K=K, GROUP=D // G, HAS_STATE=feature_tail is not None, RETURN_STATE=return_state,

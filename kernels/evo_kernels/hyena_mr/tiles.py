@@ -30,37 +30,68 @@ def column_channels(pid, D: tl.constexpr, GROUP: tl.constexpr, E: tl.constexpr):
 
 
 @triton.jit
-def toeplitz_kernel(h, blocks, K: tl.constexpr):
-    """Write the Toeplitz blocks of every filter group as pairs of bfloat16.
+def prepare_kernel(
+    h, featurizer, blocks, taps,
+    K: tl.constexpr, D: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Write the filters as Toeplitz blocks of pairs of bfloat16, and the featurizers transposed.
 
-    `blocks[g, delta, 0, b, a]` is `h[g, 16 delta + a - b]` rounded, `blocks[g, delta, 1]` what rounding
-    left over. Grid: (groups, 9).
+    `blocks[g, delta, 0, a, b]` is `h[g, 16 delta + a - b]` rounded, `blocks[g, delta, 1]` what rounding
+    left over; `taps` is `[3, 3D]`. Both in one launch, as they precede every forward. Grid: (groups, 9);
+    WIDTH is GROUP rounded up to a power of two.
     """
-    b = tl.arange(0, 16)[:, None]
-    a = tl.arange(0, 16)[None, :]
-    lag = tl.program_id(1) * 16 + a - b
-    taps = tl.load(h + tl.program_id(0) * K + lag, mask=(lag >= 0) & (lag < K), other=0.0).to(
-        tl.float32
-    )
-    high = taps.to(blocks.dtype.element_ty)
-    to = blocks + (tl.program_id(0) * 9 + tl.program_id(1)) * 512 + b * 16 + a
+    group = tl.program_id(0)
+    delta = tl.program_id(1)
+    a = tl.arange(0, 16)[:, None]
+    b = tl.arange(0, 16)[None, :]
+    lag = delta * 16 + a - b
+    x = tl.load(h + group * K + lag, mask=(lag >= 0) & (lag < K), other=0.0).to(tl.float32)
+    high = x.to(blocks.dtype.element_ty)
+    to = blocks + (group * 9 + delta) * 512 + a * 16 + b
     tl.store(to, high)
-    tl.store(to + 256, (taps - high.to(tl.float32)).to(blocks.dtype.element_ty))
+    tl.store(to + 256, (x - high.to(tl.float32)).to(blocks.dtype.element_ty))
+    # Nine programs for each group, three featurizers of three taps.
+    n = tl.arange(0, WIDTH)
+    c = delta // 3 * D + group * GROUP + n
+    w = tl.load(featurizer + c * 3 + delta % 3, mask=n < GROUP, other=0.0)
+    tl.store(taps + delta % 3 * 3 * D + c, w, mask=n < GROUP)
 
 
 @triton.jit
 def load_toeplitz(blocks, group, PART: tl.constexpr, UPCAST: tl.constexpr):
-    """The nine blocks of each of the groups, `[E, 16, 16]`: the rounded taps or what was left over."""
-    b = tl.arange(0, 16)[None, :, None]
-    a = tl.arange(0, 16)[None, None, :]
+    """The nine blocks of each of the groups, `[E, 16, 16]` (b, a): the rounded taps or what was left over.
+
+    Loaded with b contiguous and transposed here: the other way round, every read of a block from shared
+    memory meets a bank conflict, a tenth of the time of the kernel.
+    """
+    a = tl.arange(0, 16)[None, :, None]
+    b = tl.arange(0, 16)[None, None, :]
     out = ()
     for delta in tl.static_range(9):
-        at = blocks + (group[:, None, None] * 9 + delta) * 512 + PART * 256 + b * 16 + a
+        at = blocks + (group[:, None, None] * 9 + delta) * 512 + PART * 256 + a * 16 + b
         taps = tl.load(at)
         if UPCAST:
             taps = taps.to(tl.float32)
-        out = out + (taps,)
+        out = out + (tl.permute(taps, (0, 2, 1)),)
     return out
+
+
+@triton.jit
+def prefetch_rows(x, first, L, WIDTH: tl.constexpr, D: tl.constexpr):
+    """Ask for 32 rows of q, k and v to come into the L2 cache: one line each, one instruction a thread.
+
+    Args:
+        x: The program's first channel of q in row 0.
+        first: First of the 32 rows; rows from L on, and before 0, are left alone.
+    """
+    i = tl.arange(0, 128)
+    row = first + i % 32
+    at = (x + row.to(tl.int64) * WIDTH + i // 32 * D).to(tl.int64)
+    wanted = ((row >= 0) & (row < L) & (i < 96)).to(tl.int32)
+    tl.inline_asm_elementwise(
+        "{ .reg .pred p; setp.ne.s32 p, $2, 0; @p prefetch.global.L2 [$1]; mov.b32 $0, 0; }",
+        "=r,l,r", [at, wanted], dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
 
 
 @triton.jit
