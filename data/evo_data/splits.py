@@ -17,14 +17,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from evo_data.corpus import Corpus
 from evo_data.errors import EvoDataError
 from evo_data.files import atomic_output
+from evo_data.kmers import K, corpus_sequences, shared_kmers_each
 from evo_data.permutation import permute
 
 FORMAT = "evo split"
 FORMAT_VERSION = 1
 PARTS = ("train", "val", "test")
+
+_SCAN = 1 << 24
+_IS_BASE = np.zeros(256, bool)
+_IS_BASE[[*b"ACGTacgt"]] = True
 
 
 class SplitError(EvoDataError):
@@ -237,8 +244,104 @@ def split_by_bed(
     return _split(corpus, {"train": train, **held}, method)
 
 
-def write_split(path: Path | str, split: Split, corpus: Corpus, *, force: bool = False) -> None:
+class Leakage(NamedTuple):
+    """How much of a held-out part stands in another part too.
+
+    Attributes:
+        part: "val" or "test".
+        against: The part it is compared with.
+        genome: Name of the genome whose share it is, or None for the whole part.
+        num_bases: Length of what is held out, in bases.
+        shared: Share of its distinct k-mers (either strand) that occur in `against`, 0 to 1.
+    """
+
+    part: str
+    against: str
+    genome: str | None
+    num_bases: int
+    shared: float
+
+
+def leakage_report(corpus: Corpus, split: Split, *, k: int = K, scale: int = 1) -> list[Leakage]:
+    """Return what validation and test share with the parts before them, as a whole and by genome.
+
+    A 31-mer that occurs in both by chance is rare (one in 10^9 for two bacteria), so a share is
+    close to the part of the sequence that has a near copy there: a repeat, a strain, a plasmid.
+
+    Args:
+        k: Length of the words, 1 to 32.
+        scale: 1 counts every k-mer (16 bytes of memory each); more, one in so many.
+
+    Returns:
+        For each of (val, train), (test, train), (test, val) that is not empty: the whole first,
+        then its genomes, those that share most first.
+    """
+    rows = []
+    for part, against in (("val", "train"), ("test", "train"), ("test", "val")):
+        held, other = split.parts()[part], split.parts()[against]
+        if not held or not other:
+            continue
+        by_genome: dict[int, list[Segment]] = defaultdict(list)
+        for segment in held:
+            by_genome[corpus.records[segment.record].genome].append(segment)
+        queries = [held, *by_genome.values()]
+        shares = shared_kmers_each(
+            [corpus_sequences(corpus, segments, k) for segments in queries],
+            corpus_sequences(corpus, other, k),
+            k,
+            scale,
+        )
+        names = [None, *(corpus.genomes[genome].name for genome in by_genome)]
+        of_part = [
+            Leakage(part, against, name, num_bases(segments), share)
+            for name, segments, share in zip(names, queries, shares, strict=True)
+        ]
+        rows += [of_part[0], *sorted(of_part[1:], key=lambda row: (-row.shared, row.genome or ""))]
+    return rows
+
+
+def without_gaps(
+    corpus: Corpus, segments: Iterable[Segment] | None = None, *, longest_gap: int = 100
+) -> list[Segment]:
+    """Cut segments where more than so many bases in a row are no A, C, G or T.
+
+    The bases of long gaps (runs of N in a scaffold) can be neither learned from nor scored. Reads
+    every segment once.
+
+    Args:
+        segments: None means every record.
+        longest_gap: Runs of up to so many bases stay within a segment.
+
+    Returns:
+        What is left of the segments, in their order; ends that are no bases are cut off too.
+    """
+    kept = []
+    for record, start, stop in whole_records(corpus) if segments is None else segments:
+        ends: list[int] = []  # of the runs of bases found so far: start, stop, start, stop, ...
+        for low in range(start, stop, _SCAN):
+            known = _IS_BASE[corpus.read(record, low, min(stop, low + _SCAN))]
+            edges = low + np.flatnonzero(np.diff(known, prepend=False, append=False))
+            for first, last in edges.reshape(-1, 2).tolist():
+                if ends and first - ends[-1] <= longest_gap:
+                    ends[-1] = last
+                else:
+                    ends += [first, last]
+        kept += [Segment(record, *ends[at : at + 2]) for at in range(0, len(ends), 2)]
+    return kept
+
+
+def write_split(
+    path: Path | str,
+    split: Split,
+    corpus: Corpus,
+    *,
+    leakage: Sequence[Leakage] = (),
+    force: bool = False,
+) -> None:
     """Write a split as JSON, records by name, whole or not at all.
+
+    Args:
+        leakage: What `leakage_report` found, to stand in the file.
 
     Raises:
         EvoDataError: if the file exists and `force` is not given, or cannot be written.
@@ -259,11 +362,17 @@ def write_split(path: Path | str, split: Split, corpus: Corpus, *, force: bool =
         "corpus": corpus.digest,
         "method": dict(split.method),
         "columns": ["genome", "record", "record_length", "start", "stop"],
-        "parts": parts,
+        "leakage": [row._asdict() for row in leakage],
+        "parts": {},
     }
-    lines = json.dumps(content, indent=1)
+    # A line for each segment: a file that can be read, compared and searched.
+    head = json.dumps(content, indent=1).removesuffix("{}\n}")
+    body = ",\n".join(
+        f"  {json.dumps(part)}: [" + ",".join(f"\n   {json.dumps(row)}" for row in rows) + "]"
+        for part, rows in parts.items()
+    )
     with atomic_output(path, force=force) as temporary:
-        temporary.write_text(lines + "\n", encoding="utf-8")
+        temporary.write_text(f"{head}{{\n{body}\n }}\n}}\n", encoding="utf-8")
 
 
 def read_split(path: Path | str, corpus: Corpus) -> Split:

@@ -6,7 +6,6 @@ and a run that resumes reads the samples it would have read, with other ranks, r
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,11 +20,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from evo_data.batches import collate, step_samples
 from evo_data.corpus import Corpus
+from evo_data.corpus.megatron import megatron_prefix
+from evo_data.corpus.prepare import prepare as prepare_corpus
+from evo_data.corpus.sources import find_sources
 from evo_data.splits import (
     Segment,
     read_split,
     split_by_blocks,
     split_by_contigs,
+    without_gaps,
 )
 from evo_data.training_windows import SOFT_MASK_WEIGHT, Strands, TrainingWindows, Window
 from evo_toolkit.checkpoint.cache import cache_dir as default_cache_dir
@@ -59,8 +62,8 @@ class WindowDataset(Dataset[Row]):
 class ResumableBatches(Sampler[list[int]]):
     """Batches of training samples of one rank, from where the run is to the end of its epoch.
 
-    Every epoch has the same number of batches, `ceil(V / (ranks * rows))`; what the last one takes
-    beyond the V windows of an epoch are the first of the next.
+    Every epoch has the same number of batches, enough for its V windows and for whole optimizer
+    steps; what the last ones take beyond the V windows are the first of the next epoch.
     """
 
     def __init__(
@@ -71,12 +74,21 @@ class ResumableBatches(Sampler[list[int]]):
         rank: int,
         num_ranks: int,
         consumed: Callable[[], int],
+        accumulate: int = 1,
     ) -> None:
+        """Deal `num_windows` to an epoch.
+
+        Args:
+            batch_size: Rows of a batch, on each rank.
+            rank, num_ranks: This rank, from 0, of how many.
+            consumed: Says how many samples the run has used when an epoch begins or goes on.
+            accumulate: Batches to an optimizer step.
+        """
         self.batch_size = batch_size
         self.rank = rank
         self.num_ranks = num_ranks
         self._consumed = consumed
-        self._num_batches = -(-num_windows // (batch_size * num_ranks))
+        self._num_batches = accumulate * -(-num_windows // (batch_size * num_ranks * accumulate))
 
     def __len__(self) -> int:
         return self._num_batches
@@ -165,6 +177,7 @@ class GenomeDataModule(LightningDataModule):
         strands: Strands = "random",
         soft_mask_weight: float = SOFT_MASK_WEIGHT,
         tags: dict[str, str] | None = None,
+        skip_gaps: bool = True,
         seed: int = 0,
         val_batch_size: int | None = None,
         val_strands: Strands = "forward",
@@ -188,6 +201,8 @@ class GenomeDataModule(LightningDataModule):
             soft_mask_weight: Weight of soft-masked (lower-case) bases in the training loss. In
                 validation they count as others do.
             tags: Text by name of genome that stands before its stretches, unscored (a lineage).
+            skip_gaps: Whether runs of more than 100 letters that are no bases (N) are cut out, which
+                reads the genomes once when a run begins.
             seed: Chooses order and strands.
             val_batch_size: Windows in a batch of validation; None means `batch_size`.
             val_strands: Strand of validation windows.
@@ -215,6 +230,7 @@ class GenomeDataModule(LightningDataModule):
         self.strands: Strands = strands
         self.soft_mask_weight = soft_mask_weight
         self.tags = tags
+        self.skip_gaps = skip_gaps
         self.seed = seed
         self.val_batch_size = val_batch_size or batch_size
         self.val_strands: Strands = val_strands
@@ -270,6 +286,9 @@ class GenomeDataModule(LightningDataModule):
         elif self.val_fraction is not None:
             parts = split_by_blocks(corpus, val_fraction=self.val_fraction, seed=self.seed)
             train, val = parts.train, (corpus, parts.val)
+        if self.skip_gaps:
+            train = without_gaps(corpus, train)
+            val = val and (val[0], without_gaps(*val))
         groups = {genome.group for genome in corpus.genomes}
         if val is not None:
             groups |= {genome.group for genome in val[0].genomes}
@@ -314,6 +333,7 @@ class GenomeDataModule(LightningDataModule):
             rank=rank,
             num_ranks=num_ranks,
             consumed=lambda: self.consumed,
+            accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
         )
         return _TrainingLoader(
             WindowDataset(self.windows), batch_sampler=batches, **self._loader_options()
@@ -391,29 +411,20 @@ class GenomeDataModule(LightningDataModule):
         output = (self.cache_dir or default_cache_dir() / "corpora") / _identity(paths)
         if prepare:
             output.parent.mkdir(parents=True, exist_ok=True)
-            importlib.import_module("evo_data.corpus").prepare(paths, output)
+            prepare_corpus(paths, output, groups="parent")
         return Corpus.open(output)
 
 
 def is_corpus(path: Path) -> bool:
     """Whether a path is a prepared corpus, or a Megatron one."""
-    from evo_data.corpus.megatron import megatron_prefix
-
     return (path / "manifest.json").is_file() or megatron_prefix(path) is not None
 
 
 def _identity(paths: Sequence[Path]) -> str:
-    """A name for what some files hold now, by their paths, sizes and times of change.
-
-    Raises:
-        UsageError: if one does not exist.
-    """
+    """A name for what some genomes hold now, by the files' paths, sizes and times of change."""
     entries = []
-    for path in paths:
-        if not path.exists():
-            raise UsageError(f"{path} does not exist; give genomes or a corpus")
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                stat = file.stat()
-                entries.append((str(file.resolve()), stat.st_size, stat.st_mtime_ns))
+    for source in find_sources(paths):
+        for file in source.files:
+            stat = file.stat()
+            entries.append((str(file.resolve()), stat.st_size, stat.st_mtime_ns))
     return sha256(repr(entries).encode()).hexdigest()[:32]
