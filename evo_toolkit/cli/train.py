@@ -1,4 +1,4 @@
-"""`evo-toolkit train`: hands its arguments to LightningCLI; `train export` is click's."""
+"""`evo-toolkit train`: hands its arguments to LightningCLI; help and `train export` are click's."""
 
 from __future__ import annotations
 
@@ -6,21 +6,43 @@ from pathlib import Path
 
 import click
 
-from evo_toolkit.cli.common import PROGRAM
+from evo_toolkit.cli.common import PROGRAM, OneLineUsageError
+
+_ACTIONS = ("fit", "validate", "test", "predict")
 
 
+# Help is asked of us alone as `train --help`; `train fit --help` is the parser's.
 @click.command(
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-    help="Train a model on genomes (fit, validate; export its weights).",
+    context_settings={
+        "ignore_unknown_options": True,
+        "allow_interspersed_args": False,
+        "help_option_names": ["-h", "--help"],
+    },
+    options_metavar="",
+    epilog="A run keeps its checkpoints, logs and configuration in --trainer.default_root_dir (runs/default).",
 )
-@click.argument("args", nargs=-1, type=click.UNPROCESSED)
-@click.pass_context
-def train(ctx: click.Context, args: tuple[str, ...]) -> None:
+@click.argument("args", nargs=-1, type=click.UNPROCESSED, metavar="ACTION [OPTIONS]...")
+def train(args: tuple[str, ...]) -> None:
+    """Train a model on genomes.
+
+    \b
+    fit       train:        evo-toolkit train fit --config RECIPE.yaml --data.genomes FOLDER
+              go on:        the same with --ckpt_path last
+    validate  bits per base of a checkpoint: --config RECIPE.yaml --ckpt_path FILE
+    export    write a checkpoint's weights as a model for the other commands
+
+    `train fit --help` lists every option of trainer, model and data; a model or data module named
+    by a recipe has its own: `train fit --model.help evo_toolkit.training.EvoModule`.
+    """
     if args and args[0] == "export":
         # As its own program: errors and help then name the command as it was typed.
         export.main(list(args[1:]), prog_name=f"{PROGRAM} train export", standalone_mode=False)
         return
+    if not args or args[0] not in _ACTIONS:
+        given = f"{args[0]!r} is not an action of train" if args else "train needs an action"
+        raise OneLineUsageError(
+            f"{given}; the actions are {', '.join(_ACTIONS)} and export, and evo-toolkit train --help describes them"
+        )
     from evo_toolkit.training.cli import run  # takes seconds: Lightning
 
     run(args)

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from evo_toolkit.errors import UsageError
+from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.training.callbacks import Monitor, ProgressBar, ValidationLine
 from evo_toolkit.training.checkpointing import AtomicCheckpointIO, Checkpoints
 from evo_toolkit.training.module import EvoModule
+from evo_toolkit.training.strategy import register_strategies
 
 _log = logging.getLogger("evo_toolkit")
 
@@ -106,6 +106,10 @@ class EvoCLI(LightningCLI):
         # The stock method warns whenever sys.argv is set too, which under click is always.
         self.config = parser.parse_args(args)
 
+    def _parse_ckpt_path(self) -> None:
+        # The stock method reads the whole file and would let it override the command line.
+        pass
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer", default={})
         root = Path(config["default_root_dir"] or _RUN_FOLDER)
@@ -119,7 +123,12 @@ class EvoCLI(LightningCLI):
         if config.get("logger") in (None, True):
             kwargs["logger"] = default_loggers(root)
         kwargs["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except EvoError:
+            raise
+        except (ValueError, ImportError) as error:  # a strategy or device that does not exist
+            raise UsageError(" ".join(str(error).split())) from error
 
     def before_fit(self) -> None:
         """Refuse what would be found out only after seconds of set-up."""
@@ -152,6 +161,7 @@ def run(args: Sequence[str]) -> None:
         EvoError: for what a user can cause.
     """
     _quieten()
+    register_strategies()
     try:
         EvoCLI(args)
     except MisconfigurationException as error:
@@ -171,4 +181,3 @@ def _quieten() -> None:
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-    torch.set_float32_matmul_precision("highest")

@@ -323,9 +323,10 @@ class EvoModule(LightningModule):
         for index, value in self._codons.bits(world).items():
             if index is not None and index > 0:
                 logged[f"val/bits_per_base/codon_position_{index}"] = value
-        # To the loggers with the number of updates, which Lightning would count from another start.
-        self.log_dict(logged, logger=False)
-        for logger in self.trainer.loggers:
+        # Within a run to the loggers with the number of updates: Lightning's own is one behind.
+        fitting = self.trainer.state.fn == "fit"
+        self.log_dict(logged, logger=not fitting)
+        for logger in self.trainer.loggers if fitting else ():
             logger.log_metrics(logged, step=self.trainer.global_step)
 
     # ---- checkpoints ---------------------------------------------------------------------------------

@@ -193,15 +193,20 @@ class MuonWithAdamW(torch.optim.AdamW):
         assert gradient is not None
         state = self.state[parameter]
         if not state:
+            # AdamW, whose class this is, expects a count in every state.
+            state["step"] = torch.zeros((), device=parameter.device)
             state["momentum_buffer"] = torch.zeros_like(parameter)
         buffer = state["momentum_buffer"]
         new = buffer.lerp(gradient, 1 - group["momentum"])
         update = orthogonalised(gradient.lerp(new, group["momentum"]))
         scale = 0.2 * max(parameter.shape) ** 0.5 * group["lr"]
         moved = parameter * (1 - group["lr"] * group["weight_decay"]) - scale * update
+        taken: Tensor | float = 1.0
         if self.found_inf is not None:
+            taken = 1.0 - self.found_inf
             skip = self.found_inf.bool()
             new, moved = torch.where(skip, buffer, new), torch.where(skip, parameter, moved)
+        state["step"] += taken
         buffer.copy_(new)
         parameter.copy_(moved)
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.strategies import ModelParallelStrategy
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
+from evo_toolkit.errors import CheckpointError
 from evo_toolkit.model.block import Block
+from evo_toolkit.training.checkpointing import read_training_checkpoint
 from evo_toolkit.training.loss import NextTokenObjective
 
 
@@ -43,3 +50,76 @@ class ShardedStrategy(ModelParallelStrategy):
                 fully_shard(block.mixer, mesh=mesh, mp_policy=policy)
             fully_shard(block, mesh=mesh, mp_policy=policy)
         fully_shard(objective, mesh=mesh, mp_policy=policy)
+
+    # Checkpoints have the form that every other strategy writes. The stock code numbers optimizer
+    # states by the order of the model's parameters, which is not that of parameter groups: moments
+    # would go to other parameters of the same shape.
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        assert self.lightning_module is not None
+        return self._gathered(self.lightning_module.state_dict())
+
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        optimizer = getattr(optimizer, "_optimizer", optimizer)
+        return self._gathered(optimizer.state_dict())
+
+    def _gathered(self, value: Any) -> Any:
+        """Whole tensors in place of divided ones, on the CPU of rank 0; a call of all ranks."""
+        if isinstance(value, dict):
+            return {key: self._gathered(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._gathered(item) for item in value]
+        if isinstance(value, DTensor):
+            value = value.full_tensor()
+        if isinstance(value, Tensor):
+            return value.cpu() if self.is_global_zero else None
+        return value
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_training_checkpoint(self.broadcast(checkpoint_path))
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        assert self.lightning_module is not None
+        own, given = self.lightning_module.state_dict(), checkpoint["state_dict"]
+        if own.keys() != given.keys():
+            odd = sorted(own.keys() ^ given.keys())
+            raise CheckpointError(f"the checkpoint's tensors are of another model: {odd[0]}")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(_divided_like(tensor, given[name]))
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        for optimizer, given in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            state = {
+                index: {
+                    key: _divided_like(parameters[index], value)
+                    if value.shape == parameters[index].shape
+                    else value
+                    for key, value in values.items()
+                }
+                for index, values in given["state"].items()
+            }
+            optimizer.load_state_dict({**given, "state": state})
+
+
+def _divided_like(example: Tensor, whole: Tensor) -> Tensor:
+    """This rank's part of a tensor that every rank has, divided as `example` is."""
+    whole = whole.to(device=example.device, dtype=example.dtype)
+    if not isinstance(example, DTensor):
+        return whole
+    return distribute_tensor(whole, example.device_mesh, example.placements, src_data_rank=None)
+
+
+def register_strategies() -> None:
+    """Let `--trainer.strategy fsdp2` name `ShardedStrategy`."""
+    if "fsdp2" not in StrategyRegistry:
+        StrategyRegistry.register(
+            "fsdp2", ShardedStrategy, description="Weights divided over all ranks (FSDP2)"
+        )

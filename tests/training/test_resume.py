@@ -1,0 +1,173 @@
+"""An interrupted run is the uninterrupted one, bit for bit; a killed one leaves whole files."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evo_toolkit.errors import CheckpointError, UsageError
+from evo_toolkit.training.checkpointing import (
+    AtomicCheckpointIO,
+    find_checkpoints,
+    read_training_checkpoint,
+)
+
+Fit = Callable[..., Path]
+Load = Callable[[Path, int], dict[str, Any]]
+Same = Callable[..., None]
+
+# What a run is, without when it was.
+_TRAINING = ("state_dict", "optimizer_states", "global_step", "ToyData", "evo_toolkit", "lr_schedulers")  # fmt: skip
+
+
+def compare(one: dict[str, Any], other: dict[str, Any], same_state: Same) -> None:
+    for key in _TRAINING:
+        same_state(one[key], other[key], key)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_interrupted_is_uninterrupted(
+    fit: Fit, tmp_path: Path, checkpoint_of: Load, same_state: Same, accumulate: int
+) -> None:
+    options = ("--trainer.accumulate_grad_batches", accumulate, "--model.total_steps", 6)
+    options = (*options, "--trainer.limit_val_batches", 2, "--trainer.val_check_interval", 3)
+    fit(tmp_path / "whole", *options)
+    for stop in (2, 3, 6):
+        fit(tmp_path / "parts", *options, "--trainer.max_steps", stop, "--ckpt_path", "last")
+    compare(checkpoint_of(tmp_path / "whole", 6), checkpoint_of(tmp_path / "parts", 6), same_state)
+    curves = [
+        [
+            line.split(",")[header.index("train/loss")]
+            for path in sorted((tmp_path / name).glob("csv/*/metrics.csv"))
+            for header in [path.read_text().splitlines()[0].split(",")]
+            for line in path.read_text().splitlines()[1:]
+            if line.split(",")[header.index("train/loss")]
+        ]
+        for name in ("whole", "parts")
+    ]
+    assert len(curves[0]) == 6
+    assert curves[0] == curves[1]
+
+
+def test_muon_resumes_bit_for_bit(
+    fit: Fit, tmp_path: Path, checkpoint_of: Load, same_state: Same
+) -> None:
+    options = ("--model.optimizer.name", "muon", "--model.total_steps", 4)
+    fit(tmp_path / "whole", *options, "--trainer.max_steps", 4)
+    fit(tmp_path / "parts", *options, "--trainer.max_steps", 2)
+    fit(tmp_path / "parts", *options, "--trainer.max_steps", 4, "--ckpt_path", "last")
+    compare(checkpoint_of(tmp_path / "whole", 4), checkpoint_of(tmp_path / "parts", 4), same_state)
+
+
+def test_a_killed_run_leaves_whole_files_and_goes_on_as_if_nothing_had_been(
+    fit: Fit,
+    start: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+    checkpoint_of: Load,
+    same_state: Same,
+) -> None:
+    options = ("--model.total_steps", 400, "--checkpoint.every_n_steps", 2, "--checkpoint.keep", 0)
+    killed = tmp_path / "killed"
+    process = start(killed, *options, "--trainer.max_steps", 400)
+    wanted = random.Random().randint(5, 40)
+    reached = 0
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(f"step {wanted}/"):
+            # Amid a later update, or amid writing a file.
+            os.kill(process.pid, signal.SIGKILL)
+            reached = wanted
+    assert process.wait() == -signal.SIGKILL, f"never reached {wanted}"
+    found = find_checkpoints(killed / "checkpoints")
+    steps = [read_training_checkpoint(path)["global_step"] for path in found]
+    last = steps[-1]
+    # Nothing but the updates since the last multiple of 2 is lost; those after the line was
+    # printed are beyond what we know.
+    assert last >= reached - 1
+    assert steps == list(range(2, last + 1, 2))
+    end = last + 5
+    fit(killed, *options, "--trainer.max_steps", end, "--ckpt_path", "last")
+    fit(tmp_path / "whole", *options, "--trainer.max_steps", end)
+    compare(checkpoint_of(tmp_path / "whole", end), checkpoint_of(killed, end), same_state)
+    assert not list((killed / "checkpoints").glob(".*"))
+
+
+def test_a_failed_write_leaves_the_older_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "step-00000001.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"a": torch.ones(3)}}, path)
+
+    def half(value: Any, target: Path) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="space"):
+        AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, path)
+    assert read_training_checkpoint(path)["state_dict"]["a"].tolist() == [1, 1, 1]
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_the_newest_files_are_kept_and_they_hold_plain_things_alone(
+    fit: Fit, tmp_path: Path, checkpoint_of: Load
+) -> None:
+    fit(tmp_path, "--checkpoint.every_n_steps", 1, "--checkpoint.keep", 2)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000005.ckpt", "step-00000006.ckpt"]
+    values = checkpoint_of(tmp_path, 6)
+    assert "hyper_parameters" not in values
+    assert "datamodule_hyper_parameters" not in values
+
+    def plain(value: object) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                assert type(key) in (str, int)
+                plain(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                plain(item)
+        else:
+            assert value is None or type(value) in (str, int, float, bool, torch.Tensor), value
+
+    plain(values)
+
+
+def test_a_run_is_never_mixed_with_another(fit: Fit, tmp_path: Path) -> None:
+    fit(tmp_path, "--trainer.max_steps", 2)
+    with pytest.raises(UsageError, match=r"--ckpt_path last.*default_root_dir"):
+        fit(tmp_path, "--trainer.max_steps", 4)
+
+
+def test_last_of_nothing_starts_anew(fit: Fit, tmp_path: Path) -> None:
+    fit(tmp_path, "--trainer.max_steps", 1, "--ckpt_path", "last")
+    assert find_checkpoints(tmp_path / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("content", "word"), [(b"", "cannot be read"), (b"PK\x03\x04junk", "cannot be read"), (None, "does not exist")]
+)  # fmt: skip
+def test_damaged_checkpoints_are_one_line(
+    fit: Fit, tmp_path: Path, content: bytes | None, word: str
+) -> None:
+    path = tmp_path / "step-00000004.ckpt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=word) as error:
+        fit(tmp_path / "run", "--ckpt_path", path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_with_code_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evil.ckpt"
+    torch.save({"state_dict": {}, "x": Path("a")}, path)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_training_checkpoint(path)
