@@ -31,6 +31,7 @@ COMMANDS: dict[str, Entry] = {
     "embed": Entry("evo_toolkit.cli.embed", "embed", "Embed the sequences of a FASTA."),
     "log-likelihood": Entry("evo_toolkit.cli.log_likelihood", "log_likelihood", "Log-likelihood of each sequence of a FASTA."),
     "generate": Entry("evo_toolkit.cli.generate", "generate", "Continue a sequence."),
+    "data": Entry("evo_toolkit.cli.data", "data", "Prepare genomes for training."),
     "train": Entry("evo_toolkit.cli.train", "train", "Train a model on genomes."),
     "eval": Entry("evo_toolkit.cli.evaluate", "evaluate", "Measure a model: bits per base, variants in genes, windows."),
     "models": Entry("evo_toolkit.cli.models", "models", "List, describe and download models."),

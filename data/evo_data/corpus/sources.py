@@ -7,6 +7,7 @@ in the file: lines of any length, blank lines, comments (;), any line ends, gzip
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import re
 import stat
@@ -14,11 +15,12 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 from evo_data.bgzf import BGZF_END, GZIP_START, OTHER_COMPRESSION, is_bgzf, last_bytes
-from evo_data.corpus.megatron import idx_file, megatron_prefix
+from evo_data.corpus.megatron import bin_file, idx_file, megatron_prefix
 from evo_data.errors import CorpusError
 
 FASTA_SUFFIXES = (".fa", ".fna", ".fasta", ".fas", ".fsa")
@@ -55,7 +57,42 @@ class RawRecord(NamedTuple):
     letters: bytes
 
 
-def find_sources(genomes: Sequence[Path | str]) -> list[Path]:
+@dataclass(slots=True)
+class Input:
+    """A source: its path (of a Megatron pair the prefix), and its size in bytes."""
+
+    path: Path
+    bytes: int = 0
+    digest: str | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        if megatron_prefix(self.path) is None:
+            return [self.path]
+        return [idx_file(self.path), bin_file(self.path)]
+
+    def sha256(self) -> str:
+        """Checksum of the file, computed once; of a Megatron pair that of both, the index first.
+
+        Raises:
+            CorpusError: if it cannot be read.
+        """
+        if self.digest is None:
+            whole = hashlib.sha256()
+            try:
+                for part in self.files:
+                    with part.open("rb") as handle:
+                        while piece := handle.read(_CHUNK):
+                            whole.update(piece)
+            except OSError as error:
+                raise CorpusError(
+                    f"{self.path}: cannot be read: {error.strerror or error}"
+                ) from error
+            self.digest = whole.hexdigest()
+        return self.digest
+
+
+def find_sources(genomes: Sequence[Path | str]) -> list[Input]:
     """Return the files that were given, folders replaced by the genome files in and below them.
 
     Files of a folder come in alphabetical order of their paths, those whose name ends as one of a
@@ -72,7 +109,13 @@ def find_sources(genomes: Sequence[Path | str]) -> list[Path]:
     for given in map(Path, genomes):
         for path in _expand(given):
             found.setdefault(path.resolve(), path)
-    return list(found.values())
+    inputs = [Input(path) for path in found.values()]
+    for item in inputs:
+        try:
+            item.bytes = sum(part.stat().st_size for part in item.files)
+        except OSError as error:
+            raise CorpusError(f"{item.path}: cannot be opened: {error.strerror}") from error
+    return inputs
 
 
 def genome_name(path: Path) -> str:

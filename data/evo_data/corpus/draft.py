@@ -1,0 +1,564 @@
+"""A corpus in the making: files that grow at their ends, and a journal of what is finished."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from time import monotonic
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evo_data import kmers
+from evo_data.alphabet import reverse_complement
+from evo_data.corpus.format import (
+    INTERVALS,
+    MANIFEST,
+    RECORD_COLUMNS,
+    RECORDS,
+    SEQUENCE,
+    ByteSequence,
+    Duplicate,
+    Encoding,
+    FileEntry,
+    Genome,
+    LeftOut,
+    Manifest,
+    Record,
+    Renamed,
+    Source,
+    StoredSequence,
+    Unusable,
+    parse_record,
+    record_line,
+    stored_size,
+)
+from evo_data.corpus.journal import Entry, read_journal, write_journal
+from evo_data.corpus.letters import as_read, num_acgt, num_lower, why_unusable
+from evo_data.corpus.megatron import open_megatron
+from evo_data.corpus.packed import Bytes, Intervals, PackedSequence, pack, unpack
+from evo_data.corpus.sources import Input, detect_format, genome_name, read_source
+from evo_data.errors import CorpusError
+from evo_data.files import atomic_output, sha256_file
+
+Progress = Callable[[int, int, str], None]
+"""Called with bytes of input done, bytes of input in all, and the file at hand."""
+
+JOURNAL, OTHER, LOWER, SKETCHES = "journal.jsonl", "other", "lower", "sketches"
+
+# The journal is synced to the disk after so many bytes of input, or seconds.
+_SYNC_BYTES, _SYNC_SECONDS = 1 << 26, 5.0
+_PIECE = 1 << 22
+
+
+class DuplicateSequenceError(CorpusError):
+    """A sequence that came before, where that is not allowed."""
+
+
+class Meter:
+    """Tells the caller how far the input was read."""
+
+    def __init__(self, inputs: Sequence[Input], report: Progress | None) -> None:
+        self._total = sum(item.bytes for item in inputs)
+        self._done = 0
+        self._report = report
+
+    def within(self, item: Input, position: int) -> None:
+        """So many bytes of a source were read."""
+        if self._report is not None:
+            self._report(self._done + min(position, item.bytes), self._total, item.path.name)
+
+    def end(self, item: Input) -> None:
+        """A source is done."""
+        self.within(item, item.bytes)
+        self._done += item.bytes
+
+
+class Draft:
+    """The corpus as it grows."""
+
+    def __init__(
+        self, work: Path, encoding: Encoding, settings: dict[str, Any], meter: Meter
+    ) -> None:
+        self._work = work
+        self._meter = meter
+        self._encoding = encoding
+        self._settings = settings
+        self._made = {"encoding": encoding, "settings": settings}
+        self._entries: list[Entry] = []
+        self._records: list[Record] = []
+        self._first_of: dict[str, int] = {}
+        self._num_genomes = 0
+        self._position = 0
+        self._carry = np.zeros(0, np.uint8)
+        self._unsynced: list[str] = []
+        self._unsynced_bytes = 0
+        self._synced_at = monotonic()
+        self._files: dict[str, IO[bytes]] = {}
+        names = [SEQUENCE, RECORDS]
+        names += [OTHER, LOWER] if encoding == "packed" else []
+        names += [SKETCHES] if settings["clusters"] is not None else []
+        self._names = names
+
+    def __enter__(self) -> Draft:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._files:
+            # What was finished before an error is worth keeping; a second error says nothing new.
+            with suppress(OSError):
+                self.sync()
+        self._close()
+
+    # --- taking up a run that was stopped ------------------------------------------------------
+
+    def resume(self, inputs: Sequence[Input]) -> list[Input]:
+        """Cut the files back to what a former run finished, and return the sources still to do."""
+        entries, waiting = self._kept(inputs)
+        for item in inputs[: len(inputs) - len(waiting)]:
+            self._meter.end(item)
+        kept = entries[-1].ends if entries else dict.fromkeys(self._names, 0)
+        for name in self._names:
+            path = self._work / name
+            handle: IO[bytes] = path.open("r+b" if path.exists() else "w+b")
+            self._files[name] = handle
+            handle.truncate(kept[name])
+            handle.seek(0, os.SEEK_END)
+        if self._position % 4 and self._encoding == "packed":
+            # The last byte is not full: its bases are written again with what follows.
+            handle = self._files[SEQUENCE]
+            handle.seek(-1, os.SEEK_END)
+            at = handle.tell()
+            last = np.frombuffer(handle.read(1), np.uint8)
+            self._carry = unpack(last)[: self._position % 4]
+            handle.seek(at)
+        if not entries:
+            self._write(RECORDS, ("\t".join(RECORD_COLUMNS) + "\n").encode())
+        # Written anew, so that a line that was cut off is gone.
+        write_journal(self._work / JOURNAL, self._made, entries)
+        self._files[JOURNAL] = (self._work / JOURNAL).open("ab")
+        return waiting
+
+    def _kept(self, inputs: Sequence[Input]) -> tuple[list[Entry], list[Input]]:
+        """Return the entries of the journal that still hold, and the sources that have none."""
+        journal = read_journal(self._work / JOURNAL, self._made)
+        ends = dict.fromkeys(self._names, 0)
+        records = self._stored_records(journal)
+        sequence = self._stored_sequence()
+        done = 0
+        for item in inputs:
+            # Files that could not be used, and that nobody asks for any more, are in nobody's way.
+            while journal and journal[0].unusable is not None and not journal[0].is_of(item):
+                journal.pop(0)
+            if not journal or not journal[0].is_of(item):
+                break
+            entry = journal[0]
+            first = len(self._records)
+            own = records[first : first + entry.num_records]
+            if len(own) != entry.num_records or not self._as_written(sequence, own, entry):
+                break
+            journal.pop(0)
+            entry.file = str(item.path)
+            entry.ends = entry.ends or ends
+            ends = entry.ends
+            self._entries.append(entry)
+            for index, record in enumerate(own, start=first):
+                self._records.append(record)
+                self._first_of.setdefault(record.sha256, index)
+            self._num_genomes += bool(own)
+            self._position += entry.num_bases
+            done += 1
+        return self._entries, list(inputs[done:])
+
+    def _stored_records(self, journal: Sequence[Entry]) -> list[Record]:
+        if not journal:
+            return []
+        size = max(entry.ends.get(RECORDS, 0) for entry in journal)
+        records = []
+        try:
+            with (self._work / RECORDS).open("rb") as handle:
+                lines = handle.read(size).decode("utf-8").split("\n")
+            records = [parse_record(line) for line in lines[1:-1]]
+        except (OSError, ValueError):
+            pass  # What cannot be read counts as not written.
+        return records
+
+    def _as_written(
+        self, sequence: StoredSequence, records: Sequence[Record], entry: Entry
+    ) -> bool:
+        """Whether what was written of a source is all there, and the bases are the same."""
+        if entry.unusable is not None:
+            return True
+        if set(entry.ends) != set(self._names):
+            return False
+        for name in self._names:
+            path = self._work / name
+            if not path.exists() or path.stat().st_size < entry.ends[name]:
+                return False
+        return all(_upper_sha256(sequence, record) == record.sha256 for record in records)
+
+    def _stored_sequence(self) -> StoredSequence:
+        if self._encoding == "bytes":
+            return ByteSequence(self._work / SEQUENCE)
+        return PackedSequence(self._work / SEQUENCE, self._intervals())
+
+    def _intervals(self) -> Intervals:
+        """Return the intervals written so far; rows that are not whole do not count."""
+        other, lower = (_rows(self._work / name, size) for name, size in ((OTHER, 3), (LOWER, 2)))
+        return Intervals(
+            other[:, 0], other[:, 1], other[:, 2].astype(np.uint8), lower[:, 0], lower[:, 1]
+        )
+
+    # --- adding sources ------------------------------------------------------------------------
+
+    def add(self, item: Input) -> None:
+        """Read a source to its end and note it in the journal, as unusable if it is.
+
+        Raises:
+            CorpusError: at a duplicate, if that is an error.
+        """
+        start = {name: handle.tell() for name, handle in self._files.items() if name != JOURNAL}
+        state = len(self._records), self._position, self._carry
+        entry = Entry(file=str(item.path), format="", bytes=item.bytes, sha256="")
+        try:
+            entry.sha256 = item.sha256()
+            entry.format = detect_format(item.path)
+            before = [part.stat() for part in item.files]
+            self._add_records(item, entry)
+            after = [part.stat() for part in item.files]
+            if [(s.st_size, s.st_mtime_ns) for s in before] != [
+                (s.st_size, s.st_mtime_ns) for s in after
+            ]:
+                raise CorpusError(f"{item.path}: was changed while it was read; run again")
+        except DuplicateSequenceError:
+            raise
+        except CorpusError as error:
+            # Whatever of it was written is cut off again.
+            num_records, self._position, self._carry = state
+            for record in self._records[num_records:]:
+                if self._first_of.get(record.sha256, -1) >= num_records:
+                    del self._first_of[record.sha256]
+            del self._records[num_records:]
+            for name, end in start.items():
+                self._files[name].seek(end)
+                self._files[name].truncate()
+            entry = Entry(
+                file=entry.file,
+                format=entry.format,
+                bytes=entry.bytes,
+                sha256=entry.sha256,
+                unusable=str(error),
+            )
+        entry.ends = {name: self._files[name].tell() for name in self._names}
+        entry.ends[SEQUENCE] = stored_size(self._encoding, self._position)
+        self._num_genomes += bool(entry.num_records)
+        self._entries.append(entry)
+        self._unsynced.append(entry.line)
+        self._unsynced_bytes += item.bytes
+        if self._unsynced_bytes >= _SYNC_BYTES or monotonic() - self._synced_at >= _SYNC_SECONDS:
+            self.sync()
+
+    def sync(self) -> None:
+        """Bring everything to the disk, then the journal's lines that vouch for it."""
+        self._write_carry()
+        for name in self._names:
+            _flush(self._files[name])
+        if self._unsynced:
+            self._write(JOURNAL, "".join(self._unsynced).encode())
+            _flush(self._files[JOURNAL])
+        self._unsynced = []
+        self._unsynced_bytes = 0
+        self._synced_at = monotonic()
+
+    def _add_records(self, item: Input, entry: Entry) -> None:
+        names: dict[str, int] = {}
+        hashes: list[kmers.Hashes] = []
+        for number, (given, bases) in enumerate(self._sequences(item, entry), start=1):
+            digest = hashlib.sha256(bases.upper()).hexdigest()
+            same_as = self._first_of.get(digest)
+            strand = "+"
+            if same_as is None:
+                strand = "-"
+                same_as = self._first_of.get(_reverse_sha256(bases))
+            if same_as is not None:
+                self._note_duplicate(item, entry, given, len(bases), same_as, strand)
+                if self._settings["duplicates"] == "drop":
+                    continue
+            name = _unused(given or f"unnamed_{number}", names)
+            if name != given:
+                renamed = Renamed(file=str(item.path), record=given, name=name)
+                entry.renamed.append(asdict(renamed))
+            letters = np.frombuffer(bases, np.uint8)
+            record = Record(name, self._num_genomes, self._position, len(bases), digest)
+            self._first_of.setdefault(digest, len(self._records))
+            self._records.append(record)
+            self._write(RECORDS, record_line(record).encode())
+            self._write_bases(letters)
+            entry.num_records += 1
+            entry.num_bases += len(bases)
+            entry.acgt_bases += num_acgt(bases)
+            entry.soft_masked_bases += num_lower(bases)
+            if SKETCHES in self._files:
+                hashes.append(kmers.sketch(letters))
+        if SKETCHES in self._files:
+            self._write(SKETCHES, kmers.union(hashes).astype("<u8").tobytes())
+
+    def _sequences(self, item: Input, entry: Entry) -> Iterator[tuple[str, bytes]]:
+        """Yield name and bases, as a model reads them, of the records that can be used."""
+        if entry.format == "megatron":
+            corpus = open_megatron(item.path)
+            for index, record in enumerate(corpus.records):
+                yield record.name, corpus.read(index, 0, record.length).tobytes()
+            return
+
+        def report(position: int) -> None:
+            self._meter.within(item, position)
+
+        for raw in read_source(item.path, entry.format, report):
+            reason = why_unusable(raw.letters)
+            if reason is None:
+                yield raw.name, as_read(raw.letters)
+            else:
+                left_out = LeftOut(
+                    file=str(item.path), record=raw.name, length=len(raw.letters), reason=reason
+                )
+                entry.left_out.append(asdict(left_out))
+
+    def _note_duplicate(
+        self, item: Input, entry: Entry, name: str, length: int, same_as: int, strand: str
+    ) -> None:
+        first = self._records[same_as]
+        if self._settings["duplicates"] == "error":
+            turned = "the reverse complement of " if strand == "-" else ""
+            genomes = [e.file for e in self._entries if e.num_records]
+            file = [*genomes, str(item.path)][first.genome]
+            raise DuplicateSequenceError(
+                f"{item.path}: record {name!r} is {turned}record {first.name!r} of {file}; remove "
+                "one of them, or choose to drop or keep duplicates"
+            )
+        duplicate = Duplicate(
+            file=str(item.path),
+            record=name,
+            length=length,
+            same_as=same_as,
+            strand=strand,
+            kept=self._settings["duplicates"] == "keep",
+        )
+        entry.duplicates.append(asdict(duplicate))
+
+    def _write_bases(self, bases: Bytes) -> None:
+        if self._encoding == "bytes":
+            self._write(SEQUENCE, bases.data)
+            self._position += bases.size
+            return
+        for at in range(0, bases.size, _PIECE):
+            piece = bases[at : at + _PIECE]
+            found = Intervals.of(piece, self._position)
+            other = np.stack([found.other_start, found.other_end, found.other_byte], axis=1)
+            lower = np.stack([found.lower_start, found.lower_end], axis=1)
+            self._write(OTHER, other.astype("<i8").tobytes())
+            self._write(LOWER, lower.astype("<i8").tobytes())
+            piece = np.concatenate([self._carry, piece])
+            whole = piece.size // 4 * 4
+            self._write(SEQUENCE, pack(piece[:whole]).data)
+            self._carry = piece[whole:]
+            self._position += min(_PIECE, bases.size - at)
+
+    def _write_carry(self) -> None:
+        """Write the byte that is not full yet, and stay before it."""
+        if self._carry.size:
+            handle = self._files[SEQUENCE]
+            at = handle.tell()
+            self._write(SEQUENCE, pack(self._carry).data)
+            handle.seek(at)
+
+    def _write(self, name: str, data: bytes | memoryview) -> None:
+        try:
+            self._files[name].write(data)
+        except OSError as error:
+            # Writing names no file.
+            raise OSError(error.errno, error.strerror, str(self._work / name)) from error
+
+    # --- finishing -----------------------------------------------------------------------------
+
+    def finish(
+        self, inputs: Sequence[Input], group_of: Mapping[Path, str], skip_unusable: bool
+    ) -> Manifest:
+        """Write what is still missing, the manifest last, all in the work folder."""
+        unusable = [entry for entry in self._entries if entry.unusable is not None]
+        if unusable and not skip_unusable:
+            raise CorpusError(_refusal(unusable, len(self._entries)))
+        if not self._records:
+            raise CorpusError(_why_empty(self._entries))
+        if self._encoding == "packed":
+            self._save_intervals()
+        self._close()
+        labels = self._clusters()
+        weights = kmers.cluster_weights(labels)
+        genomes: list[Genome] = []
+        sources: list[Source] = []
+        names: dict[str, int] = {}
+        wanted = [genome_name(item.path) for item in inputs]
+        uses = Counter(wanted)
+        first = 0
+        for item, entry, name in zip(inputs, self._entries, wanted, strict=True):
+            index = len(genomes) if entry.num_records else None
+            sources.append(
+                Source(
+                    file=entry.file,
+                    format=entry.format,
+                    bytes=entry.bytes,
+                    sha256=entry.sha256,
+                    genome=index,
+                )
+            )
+            if index is None:
+                continue
+            if uses[name] > 1:
+                name = f"{item.path.absolute().parent.name}/{name}"
+            genomes.append(
+                Genome(
+                    name=_unused(name, names),
+                    group=group_of[item.path],
+                    file=entry.file,
+                    cluster=labels[index],
+                    weight=weights[index],
+                    num_bases=entry.num_bases,
+                    acgt_bases=entry.acgt_bases,
+                    soft_masked_bases=entry.soft_masked_bases,
+                    first_record=first,
+                    num_records=entry.num_records,
+                )
+            )
+            first += entry.num_records
+        manifest = Manifest(
+            encoding=self._encoding,
+            settings=self._settings,
+            files={name: _file_entry(self._work / name) for name in _final_files(self._encoding)},
+            sources=sources,
+            genomes=genomes,
+            totals=_totals(genomes, len(self._records)),
+            duplicates=[Duplicate(**d) for entry in self._entries for d in entry.duplicates],
+            left_out=[LeftOut(**d) for entry in self._entries for d in entry.left_out],
+            renamed=[Renamed(**d) for entry in self._entries for d in entry.renamed],
+            unusable=[Unusable(file=e.file, reason=e.unusable or "") for e in unusable],
+        )
+        with atomic_output(self._work / MANIFEST, force=True) as path:
+            path.write_text(manifest.dumps(), encoding="utf-8")
+        return manifest
+
+    def _clusters(self) -> list[int]:
+        if self._settings["clusters"] is None:
+            return list(range(self._num_genomes))
+        data = np.fromfile(self._work / SKETCHES, "<u8").astype(np.uint64)
+        sketches, start = [], 0
+        for entry in self._entries:
+            end = entry.ends[SKETCHES] // 8
+            if entry.num_records:
+                sketches.append(data[start:end])
+            start = end
+        return kmers.clusters(sketches)
+
+    def _save_intervals(self) -> None:
+        intervals = self._intervals()
+        with atomic_output(self._work / INTERVALS, force=True) as path:
+            intervals.save(path)
+
+    def _close(self) -> None:
+        for handle in self._files.values():
+            # After a full disk closing fails once more; the first error is the one to show.
+            with suppress(OSError):
+                handle.close()
+        self._files = {}
+
+
+def _why_empty(entries: Sequence[Entry]) -> str:
+    """Say why no record can be used."""
+    first = entries[0]
+    if first.left_out:
+        left_out = first.left_out[0]
+        reason = f"{first.file}: {left_out['record']}: {left_out['reason']}"
+    else:
+        reason = first.unusable or f"{first.file}: holds no sequence"
+    more = f" (and so on for {len(entries)} files)" if len(entries) > 1 else ""
+    return f"no sequence can be used: {reason}{more}; give genomes"
+
+
+def _refusal(unusable: Sequence[Entry], num_sources: int) -> str:
+    reasons = [entry.unusable or "" for entry in unusable]
+    if num_sources == 1:
+        return reasons[0]
+    shown = "; ".join(reasons[:3])
+    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    return (
+        f"{len(reasons)} of {num_sources} files cannot be used: {shown}{more}. Mend or remove them "
+        "and run again (what was read is kept), or give --skip-unusable"
+    )
+
+
+def _rows(path: Path, columns: int) -> NDArray[np.int64]:
+    """Return a file of 64-bit integers as rows; none if it is absent."""
+    if not path.exists():
+        return np.zeros((0, columns), np.int64)
+    count = path.stat().st_size // (8 * columns)
+    return np.fromfile(path, "<i8", count * columns).reshape(-1, columns)
+
+
+def _upper_sha256(sequence: StoredSequence, record: Record) -> str:
+    whole = hashlib.sha256()
+    end = record.offset + record.length
+    for at in range(record.offset, end, _PIECE):
+        whole.update(sequence.read(at, min(at + _PIECE, end)).tobytes().upper())
+    return whole.hexdigest()
+
+
+def _reverse_sha256(bases: bytes) -> str:
+    """Checksum of the upper-case reverse complement."""
+    whole = hashlib.sha256()
+    for end in range(len(bases), 0, -_PIECE):
+        whole.update(reverse_complement(bases[max(0, end - _PIECE) : end].upper()))
+    return whole.hexdigest()
+
+
+def _unused(name: str, names: dict[str, int]) -> str:
+    """Return a name, with ~2, ~3, ... behind it if it is in use, and note that it is."""
+    candidate = name
+    while candidate in names:
+        names[name] += 1
+        candidate = f"{name}~{names[name]}"
+    names[candidate] = 1
+    return candidate
+
+
+def _final_files(encoding: str) -> list[str]:
+    return [SEQUENCE, RECORDS, INTERVALS] if encoding == "packed" else [SEQUENCE, RECORDS]
+
+
+def _file_entry(path: Path) -> FileEntry:
+    return FileEntry(path.stat().st_size, sha256_file(path))
+
+
+def _totals(genomes: Sequence[Genome], num_records: int) -> dict[str, float]:
+    return {
+        "genomes": len(genomes),
+        "clusters": len({genome.cluster for genome in genomes}),
+        "records": num_records,
+        "bases": sum(genome.num_bases for genome in genomes),
+        "acgt_bases": sum(genome.acgt_bases for genome in genomes),
+        "soft_masked_bases": sum(genome.soft_masked_bases for genome in genomes),
+        "effective_bases": sum(genome.effective_bases for genome in genomes),
+    }
+
+
+def _flush(handle: IO[bytes]) -> None:
+    try:
+        handle.flush()
+        os.fsync(handle.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(handle.name)) from error
