@@ -29,6 +29,9 @@ FORMAT = "evo split"
 FORMAT_VERSION = 1
 PARTS = ("train", "val", "test")
 
+BLOCK = 65_536
+"""Length of the stretches that `split_by_blocks` holds out, in bases."""
+
 _SCAN = 1 << 24
 _IS_BASE = np.zeros(256, bool)
 _IS_BASE[[*b"ACGTacgt"]] = True
@@ -154,7 +157,7 @@ def split_by_blocks(
     *,
     val_fraction: float,
     test_fraction: float = 0.0,
-    block: int = 65_536,
+    block: int = BLOCK,
     seed: int = 0,
 ) -> Split:
     """Hold out a keyed choice of stretches of every genome, for corpora of few records.

@@ -318,7 +318,7 @@ class TrainingWindows:
 
     def _digest(self) -> str:
         settings = (self.context_length, self._stride, self.strands, self.seed, self.shuffle, self.shift)  # fmt: skip
-        digest = sha256(repr((self.corpus.digest, settings, self._total)).encode())
+        digest = sha256(repr((_content(self.corpus), settings, self._total)).encode())
         for part in self._classes:
             digest.update(repr((part.num_windows, part.step)).encode())
         for array in (self._record, self._start, self._whole, self._rest, self._packed):
@@ -428,6 +428,14 @@ def tag_mask(tokens: NDArray[np.uint8]) -> NDArray[np.bool_]:
     is_tag[span[_IN_TAGS[tokens]]] = True
     letters = (tokens == ord("@")) | (tokens == ord("#")) | (tokens == ord("|"))
     return letters | (is_tag[span] & ~ends)
+
+
+def _content(corpus: Corpus) -> str:
+    """A checksum of the records that does not depend on how they are stored, where they have one."""
+    if not all(record.sha256 for record in corpus.records):
+        return corpus.digest
+    text = "".join(f"{record.sha256} {record.length}\n" for record in corpus.records)
+    return sha256(text.encode()).hexdigest()
 
 
 def _byte_weights(soft_mask_weight: float) -> NDArray[np.float32]:

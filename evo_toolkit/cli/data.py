@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from evo_toolkit.cli.common import quiet_option, user_errors
+from evo_toolkit.cli.data_split import split_command
 from evo_toolkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ _WINDOW = 8192
 @click.group()
 def data() -> None:
     """Prepare genomes for training."""
+
+
+data.add_command(split_command)
 
 
 @data.command("prepare")
