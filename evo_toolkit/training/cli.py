@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,11 @@ from evo_toolkit.training.module import EvoModule
 from evo_toolkit.training.strategy import register_strategies
 
 _log = logging.getLogger("evo_toolkit")
+
+_CONFIG_FLAGS = ("--config", "-c")
+
+# The parser would silently put the linked value in its place.
+_LINKED = re.compile(r"--model(\.init_args)?(\.config)?\.context_length(=|$)")
 
 _RUN_FOLDER = "runs/default"
 
@@ -49,7 +55,11 @@ _DESCRIPTION = (
 
 
 class _Parser(LightningArgumentParser):
-    """Says what is wrong in one line, as the other commands do."""
+    """Says what is wrong in one line, as the other commands do; takes no abbreviations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # `--trainer.max_step` would be a guess at `--trainer.max_steps`.
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(line.strip() for line in message.splitlines())
@@ -103,6 +113,11 @@ class EvoCLI(LightningCLI):
         parser.link_arguments("data.init_args.context_length", "model.init_args.context_length")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        for arg in args:
+            if _LINKED.match(arg):
+                parser.error(
+                    f"{arg.partition('=')[0]} follows from the data; give --data.context_length"
+                )
         # The stock method warns whenever sys.argv is set too, which under click is always.
         self.config = parser.parse_args(args)
 
@@ -153,6 +168,18 @@ def default_loggers(folder: Path) -> list[Logger]:
     return loggers
 
 
+def _recipe(name: str) -> Path | str:
+    """A recipe of the package where `recipes/...` names one and no such file lies here."""
+    path = Path(name)
+    if path.exists() or path.parts[:1] != ("recipes",):
+        return name
+    package = Path(__file__).resolve().parents[1]
+    for root in (package / "_recipes", package.parent / "recipes"):
+        if root.joinpath(*path.parts[1:]).is_file():
+            return root.joinpath(*path.parts[1:])
+    return name
+
+
 def run(args: Sequence[str]) -> None:
     """Parse and carry out `evo-toolkit train ARGS`.
 
@@ -161,6 +188,10 @@ def run(args: Sequence[str]) -> None:
         EvoError: for what a user can cause.
     """
     _quieten()
+    args = [
+        str(_recipe(arg)) if previous in _CONFIG_FLAGS else arg
+        for previous, arg in zip(["", *args], args, strict=False)
+    ]
     register_strategies()
     try:
         EvoCLI(args)
@@ -176,6 +207,7 @@ def _quieten() -> None:
         ".*does not have many workers.*",
         ".*IterableDataset.*__len__.*",
         ".*GPU available but not used.*",
+        ".*Total length of `list` across ranks is zero.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*No device id is provided via.*",
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",

@@ -77,6 +77,8 @@ def export_checkpoint(
             "python": platform.python_version(),
             "data": own.get("data"),
             "hardware": own.get("hardware"),
+            "optimizer": own.get("optimizer"),
+            "schedule": own.get("schedule"),
         },
     }
     if notes:

@@ -7,7 +7,9 @@ the host looks at the figures only when they are logged or saved.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import platform
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -73,7 +75,7 @@ class EvoModule(LightningModule):
         schedule: ScheduleConfig = _SCHEDULE,
         precision: Literal["default", "exact"] = "default",
         backend: Backend = "auto",
-        compile_blocks: bool = False,
+        compile_blocks: bool | None = None,
         checkpoint_blocks: int = 0,
         total_steps: int | None = None,
         seed: int = 0,
@@ -86,7 +88,8 @@ class EvoModule(LightningModule):
             schedule: Learning rate over the run.
             precision: `default` (bfloat16 blocks on GPUs that have it, else float32) or `exact`.
             backend: Operators: `auto`, `triton` or `reference`.
-            compile_blocks: Compile every block with torch.compile.
+            compile_blocks: Compile every block with torch.compile, for training steps; by default on
+                GPUs alone.
             checkpoint_blocks: Keep activations between segments of so many blocks alone; 0 keeps all.
             total_steps: Updates that the schedule counts with; by default those of the trainer.
             seed: Of the initial weights, which are the same on every device.
@@ -129,7 +132,11 @@ class EvoModule(LightningModule):
             model = self.build_model(device)
         train_by_log_rate(model)
         self.objective = NextTokenObjective(model, checkpoint_blocks=self.checkpoint_blocks)
-        if self.compile_blocks:
+        compiled = device.type == "cuda" if self.compile_blocks is None else self.compile_blocks
+        if compiled:
+            # Blocks share one code, compiled for each kind of layer and for recomputation.
+            dynamo = torch._dynamo.config
+            dynamo.recompile_limit = max(dynamo.recompile_limit, 64)
             for block in model.blocks:
                 block.compile(dynamic=False)
         shard = getattr(self._strategy(), "shard_model", None)
@@ -244,6 +251,11 @@ class EvoModule(LightningModule):
             if "momentum" in group:
                 group["momentum"] = config.momentum
         self.schedule_steps()
+        loop = self.trainer.fit_loop.epoch_loop
+        if self.device.type == "cuda" and hasattr(loop, "_broadcast_sigterm_tensor"):
+            # Lightning asks all ranks before each batch whether one was told to end, and waits for
+            # the answer. Schedulers tell every rank.
+            loop._broadcast_sigterm_tensor = lambda: None
 
     # ---- what the host may know ------------------------------------------------------------------
 
@@ -293,7 +305,9 @@ class EvoModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         assert self.objective is not None
-        nll = self.objective(batch["input_ids"], batch["targets"], None)
+        # Without gradients blocks would be compiled once more, for little work.
+        with torch.compiler.set_stance("force_eager"):
+            nll = self.objective(batch["input_ids"], batch["targets"], None)
         scored = (batch["weights"] > 0).to(nll.dtype)
         nll = nll * scored
         group = batch.get("group")
@@ -339,6 +353,10 @@ class EvoModule(LightningModule):
             "seed": self.seed,
             "policy": self.model.policy.describe(),
             "started_from": self.started_from(),
+            "data": _described_data(self.trainer),
+            "hardware": _described_hardware(self.device, self.trainer.world_size),
+            "optimizer": dataclasses.asdict(self.optimizer_config),
+            "schedule": dataclasses.asdict(self.schedule),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -479,6 +497,29 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value
+
+
+def _described_data(trainer: Any) -> dict[str, Any]:
+    """What a run reads, as far as its data module tells."""
+    data = trainer.datamodule
+    windows = getattr(data, "windows", None)
+    corpus = getattr(windows, "corpus", None)
+    described: dict[str, Any] = {"module": type(data).__qualname__}
+    for name in ("context_length", "batch_size", "seed"):
+        described[name] = getattr(data, name, None)
+    if corpus is not None:
+        described["corpus"] = corpus.digest
+        described["windows"] = getattr(windows, "digest", None)
+        described["bases"] = corpus.num_bases
+        described["genomes"] = [genome.name for genome in corpus.genomes]
+    return described
+
+
+def _described_hardware(device: torch.device, world: int) -> str:
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
+    )
+    return f"{world} x {name}"
 
 
 def group_names(trainer: Any) -> Sequence[str]:

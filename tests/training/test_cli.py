@@ -1,0 +1,171 @@
+"""The command: what LightningCLI gets wrong by itself, and what users see."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from evo_toolkit.cli.main import cli
+from evo_toolkit.errors import UsageError
+from evo_toolkit.training.cli import EvoCLI, run
+
+Fit = Callable[..., Path]
+
+
+def parsed(capsys: pytest.CaptureFixture[str], *args: object) -> dict[str, object]:
+    """What `--print_config` says of these arguments."""
+    with pytest.raises(SystemExit) as end:
+        run([str(a) for a in (*args, "--print_config")])
+    assert end.value.code == 0
+    return dict(yaml.safe_load(capsys.readouterr().out))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: object) -> str:
+    with pytest.raises(SystemExit) as end:
+        run([str(a) for a in args])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ") and error.count("\n") == 1
+    return error
+
+
+def test_later_recipes_and_the_command_line_win(
+    toy_recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = tmp_path / "longer.yaml"
+    longer.write_text("trainer: {max_steps: 9}\ndata: {init_args: {context_length: 128}}\n")
+    values = parsed(capsys, "fit", "--config", toy_recipe, "--config", longer, "--model.optimizer.learning_rate", 1e-4, "--checkpoint.keep", 5)  # fmt: skip
+    assert values["trainer"]["max_steps"] == 9  # type: ignore[index]
+    assert values["trainer"]["precision"] == "32-true"  # type: ignore[index]
+    assert values["trainer"]["use_distributed_sampler"] is False  # type: ignore[index]
+    assert values["data"]["init_args"]["context_length"] == 128  # type: ignore[index]
+    assert values["model"]["init_args"]["optimizer"]["learning_rate"] == 1e-4  # type: ignore[index]
+    assert values["model"]["init_args"]["schedule"]["warmup_steps"] == 2  # type: ignore[index]
+    assert values["checkpoint"]["keep"] == 5  # type: ignore[index]
+
+
+def test_the_context_comes_from_the_data_alone(
+    toy_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = parsed(capsys, "fit", "--config", toy_recipe)
+    assert "context_length" not in values["model"]["init_args"]["config"]  # type: ignore[index]
+    error = refused(capsys, "fit", "--config", toy_recipe, "--model.config.context_length", 5)
+    assert "--data.context_length" in error
+
+
+def test_what_the_command_line_says_holds_over_a_checkpoint(fit: Fit, tmp_path: Path) -> None:
+    """The stock class would silently parse the checkpoint's hyper-parameters over it."""
+    fit(tmp_path, "--trainer.max_steps", 2)
+    path = tmp_path / "checkpoints" / "step-00000002.ckpt"
+    with pytest.raises(ValueError, match=r"mlp_width 32.*this run's 48"):
+        fit(tmp_path, "--model.config.mlp_width", 48, "--ckpt_path", path)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--model.optimizer.learning_rat", 1), "learning_rat"),
+        (("--model.optimizer.name", "sgd"), "sgd"),
+        (("--trainer.max_step", 1), "max_step"),
+        (("--data.context_length", "long"), "context_length"),
+        (("--config", "absent.yaml"), "absent.yaml"),
+    ],
+)
+def test_slips_are_one_line(
+    toy_recipe: Path,
+    capsys: pytest.CaptureFixture[str],
+    args: tuple[object, ...],
+    words: str,
+) -> None:
+    assert words in refused(capsys, "fit", "--config", toy_recipe, *args)
+
+
+def test_strategies_that_do_not_exist_are_one_line(fit: Fit, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="invalid strategy") as error:
+        fit(tmp_path, "--trainer.strategy", "dpp")
+    assert "\n" not in str(error.value)
+    assert not tmp_path.joinpath("checkpoints").exists()
+
+
+def test_every_start_of_a_run_keeps_its_configuration(fit: Fit, tmp_path: Path) -> None:
+    fit(tmp_path, "--trainer.max_steps", 1)
+    fit(tmp_path, "--trainer.max_steps", 2, "--ckpt_path", "last")
+    steps = [
+        yaml.safe_load((tmp_path / name).read_text())["trainer"]["max_steps"]
+        for name in ("config.yaml", "config-1.yaml")
+    ]
+    assert steps == [1, 2]
+
+
+def test_a_kept_configuration_starts_the_same_run(fit: Fit, tmp_path: Path) -> None:
+    fit(tmp_path / "one", "--trainer.max_steps", 1, "--model.seed", 3)
+    run(["fit", "--config", str(tmp_path / "one" / "config.yaml"), "--trainer.default_root_dir", str(tmp_path / "two")])  # fmt: skip
+    assert (tmp_path / "two" / "checkpoints" / "step-00000001.ckpt").is_file()
+
+
+def test_help_of_an_action_is_the_parsers(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(["fit", "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--trainer.max_steps", "--checkpoint.every_n_steps", "--ckpt_path", "evo-toolkit train"):  # fmt: skip
+        assert option in text
+
+
+def test_options_of_the_modules_have_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(["fit", "--model.help", "evo_toolkit.training.ContinuedEvoModule"])
+    text = capsys.readouterr().out
+    for option in ("init_from", "optimizer.learning_rate", "schedule.decay_fraction", "checkpoint_blocks"):  # fmt: skip
+        assert option in text
+    assert "--model.init_args.config" not in text
+
+
+def test_through_click_nothing_is_taken_away_and_nobody_is_warned(
+    toy_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["evo-toolkit", "train", "fit", "--config", "x"])
+    words = ["train", "fit", "--config", str(toy_recipe), "--trainer.default_root_dir", str(tmp_path), "--trainer.max_steps", "1"]  # fmt: skip
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 0, result.output
+    assert not [w for w in caught if "args parameter" in str(w.message)]
+    assert (tmp_path / "checkpoints" / "step-00000001.ckpt").is_file()
+
+
+def test_validate_reports_bits_per_base_of_a_checkpoint(
+    fit: Fit, toy_recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(tmp_path, "--trainer.max_steps", 1)
+    caplog.set_level("INFO", logger="evo_toolkit")
+    run([
+        "validate", "--config", str(toy_recipe), "--trainer.default_root_dir", str(tmp_path),
+        "--trainer.limit_val_batches", "2",
+        "--ckpt_path", str(tmp_path / "checkpoints" / "step-00000001.ckpt"),
+    ])  # fmt: skip
+    assert "validation" in caplog.text and "bits/base (even" in caplog.text
+
+
+def test_a_program_of_its_own_ends_in_one_line_and_its_code(tmp_path: Path, toy_recipe: Path) -> None:  # fmt: skip
+    words = ["-m", "evo_toolkit", "train", "fit", "--config", str(toy_recipe), "--data.genomes", "absent.fa", "--data.class_path", "evo_toolkit.training.GenomeDataModule"]  # fmt: skip
+    root = Path(__file__).resolve().parents[2]
+    environment = {"PYTHONPATH": f"{root}:{root}/kernels:{root}/data:{Path(__file__).parent}", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("Error: ") and "absent.fa" in last
+    assert "Traceback" not in done.stderr
+
+
+def test_the_parser_can_be_built_without_running() -> None:
+    assert EvoCLI.subcommands().keys() == {"fit", "validate", "test", "predict"}
