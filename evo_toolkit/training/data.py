@@ -13,12 +13,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from evo_data.batches import collate, step_samples
+from evo_data.codon_positions import OUTSIDE, CodonPositions, read_codon_positions
 from evo_data.corpus import Corpus
 from evo_data.corpus.megatron import megatron_prefix
 from evo_data.corpus.prepare import prepare as prepare_corpus
@@ -39,24 +42,41 @@ _log = logging.getLogger("evo_toolkit")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A window on its way to a batch; `counts` is False for a row that only fills a batch up."""
+    """A window on its way to a batch.
+
+    Attributes:
+        window: The window.
+        counts: False for a row that only fills a batch up.
+        codon_position: Of each token, int8 `[L + 1]`, where annotations were given.
+    """
 
     window: Window
     counts: bool
+    codon_position: NDArray[np.int8] | None = None
 
 
 class WindowDataset(Dataset[Row]):
     """Samples by number: `n` counts windows across epochs; `~n` is the same with no weight."""
 
-    def __init__(self, windows: TrainingWindows) -> None:
+    def __init__(
+        self, windows: TrainingWindows, codon_positions: CodonPositions | None = None
+    ) -> None:
         self.windows = windows
+        self.codon_positions = codon_positions
 
     def __len__(self) -> int:
         return len(self.windows)
 
     def __getitem__(self, number: int) -> Row:
         counts = number >= 0
-        return Row(self.windows.sample(number if counts else ~number), counts)
+        window = self.windows.sample(number if counts else ~number)
+        if self.codon_positions is None:
+            return Row(window, counts)
+        positions = np.full(window.tokens.size, OUTSIDE, np.int8)
+        for record, start, stop, at in window.pieces:
+            own = self.codon_positions.read(record, start, stop)
+            positions[at : at + own.size] = own if window.strand == "+" else own[::-1]
+        return Row(window, counts, positions)
 
 
 class ResumableBatches(Sampler[list[int]]):
@@ -140,12 +160,18 @@ class _TrainingLoader(DataLoader[Row]):
 
 
 def batch_of(rows: Sequence[Row]) -> dict[str, Tensor]:
-    """Return a batch: `input_ids`, `targets` int64 and `weights` float32 `[B, L]`, `group` `[B]`."""
+    """Return a batch: `input_ids`, `targets` int64 and `weights` float32 `[B, L]`, `group` `[B]`.
+
+    With annotations also `codon_position` int64 `[B, L]` of each target: 0, 1, 2, or -1 outside.
+    """
     arrays = collate([row.window for row in rows])
     batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
     for at, row in enumerate(rows):
         if not row.counts:
             batch["weights"][at] = 0
+    positions = [row.codon_position[1:] for row in rows if row.codon_position is not None]
+    if positions:
+        batch["codon_position"] = torch.from_numpy(np.stack(positions).astype(np.int64))
     return batch
 
 
@@ -181,6 +207,7 @@ class GenomeDataModule(LightningDataModule):
         seed: int = 0,
         val_batch_size: int | None = None,
         val_strands: Strands = "forward",
+        val_annotations: list[str] | str | None = None,
         num_workers: int = 0,
         cache_dir: str | None = None,
     ) -> None:
@@ -206,6 +233,8 @@ class GenomeDataModule(LightningDataModule):
             seed: Chooses order and strands.
             val_batch_size: Windows in a batch of validation; None means `batch_size`.
             val_strands: Strand of validation windows.
+            val_annotations: GFF3 files of the validation genomes; batches of validation then hold
+                `codon_position` int64 `[B, L]` of the targets: 0, 1, 2, or -1 outside of genes.
             num_workers: Processes that read, on each device; 0 reads between steps.
             cache_dir: Where genomes are prepared; None means the toolkit's cache. Machines of one
                 run must share it.
@@ -234,10 +263,12 @@ class GenomeDataModule(LightningDataModule):
         self.seed = seed
         self.val_batch_size = val_batch_size or batch_size
         self.val_strands: Strands = val_strands
+        self.val_annotations = [val_annotations] if isinstance(val_annotations, str | Path) else val_annotations  # fmt: skip
         self.num_workers = num_workers
         self.cache_dir = Path(cache_dir) if cache_dir else None
         self.windows: TrainingWindows | None = None
         self.val_windows: TrainingWindows | None = None
+        self._codon_positions: CodonPositions | None = None
         self._consumed = 0
         self._counted_from: int | None = None
         self._step_samples = 0
@@ -319,6 +350,8 @@ class GenomeDataModule(LightningDataModule):
                 tags=self.tags if val[0] is corpus else None,
                 groups=self._groups,
             )
+            if self.val_annotations is not None:
+                self._codon_positions = read_codon_positions(self.val_annotations, val[0])
 
     def train_dataloader(self) -> DataLoader[Row]:
         """The loader of this rank, which goes on where the run is."""
@@ -348,7 +381,9 @@ class GenomeDataModule(LightningDataModule):
             len(self.val_windows), batch_size=self.val_batch_size, rank=rank, num_ranks=num_ranks
         )
         return DataLoader(
-            WindowDataset(self.val_windows), batch_sampler=batches, **self._loader_options()
+            WindowDataset(self.val_windows, self._codon_positions),
+            batch_sampler=batches,
+            **self._loader_options(),
         )
 
     def state_dict(self) -> dict[str, Any]:

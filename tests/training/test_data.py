@@ -211,6 +211,31 @@ def test_validation_of_each_kind(genomes: Path, tmp_path: Path) -> None:
     assert 0.05 < len(held) / 1081 < 0.2
 
 
+def test_codon_positions_follow_the_targets(genomes: Path, tmp_path: Path) -> None:
+    gff = tmp_path / "two.gff"
+    gff.write_text("two_0\tx\tCDS\t4\t312\t.\t+\t0\t\ntwo_1\tx\tCDS\t1\t3\t.\t-\t0\t\n")
+    module = ready(
+        GenomeDataModule(
+            str(genomes), context_length=32, batch_size=1, val_contigs=["two*"],
+            val_annotations=str(gff), val_strands="both",
+        )
+    )  # fmt: skip
+    assert module.val_windows is not None
+    for at, batch in enumerate(module.val_dataloader()):
+        window = module.val_windows.sample(at)
+        expected = [-1] * 33
+        for record, start, stop, first in window.pieces:
+            of_genome = list(range(start, stop))[:: 1 if window.strand == "+" else -1]
+            for j, p in enumerate(of_genome):
+                if record == 2 and 3 <= p < 312:
+                    expected[first + j] = p % 3
+                elif record == 3:
+                    expected[first + j] = 2 - p
+        assert batch["codon_position"].tolist() == [expected[1:]]
+        assert batch["codon_position"].dtype == torch.int64
+    assert "codon_position" not in next(iter(module.train_dataloader()))
+
+
 def test_gaps_are_cut_out(tmp_path: Path) -> None:
     path = write_fasta(tmp_path / "g" / "gap.fa", "N" * 50 + random_text(1, 300) + "n" * 500 + random_text(2, 100))  # fmt: skip
     module = ready(GenomeDataModule(str(path), context_length=32))

@@ -1,0 +1,137 @@
+"""Where in its codon each base of a genome stands, from the CDS features of GFF3 annotations."""
+
+from __future__ import annotations
+
+import gzip
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evo_data.corpus import Corpus
+from evo_data.errors import EvoDataError
+
+OUTSIDE = -1
+"""Outside of every coding sequence, or at different places of several that overlap."""
+
+Positions = NDArray[np.int8]
+
+
+class CodingRun(NamedTuple):
+    """A CDS line: bases `[start, stop)`, 0-based, forward strand.
+
+    Attributes:
+        reverse: Whether the gene is read on the reverse strand.
+        phase: Bases before the first whole codon, counted from where the gene is read first: 0 to 2.
+    """
+
+    start: int
+    stop: int
+    reverse: bool
+    phase: int
+
+
+class CodonPositions:
+    """Codon positions of the records of a corpus.
+
+    Attributes:
+        num_runs: CDS lines that lie on records of the corpus.
+    """
+
+    def __init__(self, runs: Mapping[int, Sequence[CodingRun]]) -> None:
+        """Take the runs of each record by its index in `Corpus.records`."""
+        self.num_runs = sum(map(len, runs.values()))
+        self._runs = {record: sorted(of_record) for record, of_record in runs.items()}
+        self._starts = {
+            record: np.array([run.start for run in of_record], np.int64)
+            for record, of_record in self._runs.items()
+        }
+        self._longest = {
+            record: max(run.stop - run.start for run in of_record)
+            for record, of_record in self._runs.items()
+        }
+
+    def read(self, record: int, start: int, stop: int) -> Positions:
+        """Return the positions of the bases `[start, stop)` of a record, 0-based half-open.
+
+        Returns:
+            int8 `[stop - start]`: 0, 1 or 2 on the gene's own strand, or `OUTSIDE`.
+        """
+        positions = np.full(stop - start, OUTSIDE, np.int8)
+        runs = self._runs.get(record)
+        if not runs:
+            return positions
+        starts = self._starts[record]
+        # Every run that reaches into the range begins at most the longest run before it.
+        first = int(np.searchsorted(starts, start - self._longest[record], side="right"))
+        last = int(np.searchsorted(starts, stop, side="left"))
+        seen = np.zeros(stop - start, bool)
+        for run in runs[first:last]:
+            low, high = max(run.start, start), min(run.stop, stop)
+            if low >= high:
+                continue
+            at = np.arange(low, high)
+            read = (run.stop - 1 - at if run.reverse else at - run.start) - run.phase
+            own = (read % 3).astype(np.int8)
+            here = slice(low - start, high - start)
+            differs = seen[here] & (positions[here] != own)
+            positions[here] = np.where(differs, OUTSIDE, own)
+            seen[here] = True
+        return positions
+
+
+def read_codon_positions(paths: Sequence[Path | str], corpus: Corpus) -> CodonPositions:
+    """Read GFF3 files, plain or gzipped; sequence names are those of the corpus's records.
+
+    Where records of several genomes have the same name, the lines count for each of them.
+
+    Raises:
+        EvoDataError: if a file cannot be read, a CDS line is wrong, or no CDS lies on the corpus.
+    """
+    by_name: dict[str, list[int]] = defaultdict(list)
+    for at, record in enumerate(corpus.records):
+        by_name[record.name].append(at)
+    runs: dict[int, set[CodingRun]] = defaultdict(set)
+    for path in map(Path, paths):
+        try:
+            data = path.read_bytes()
+            text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
+        except (OSError, EOFError, UnicodeDecodeError) as error:
+            raise EvoDataError(f"cannot read {path}: {error}") from error
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.startswith("##FASTA"):
+                break
+            columns = line.split("\t")
+            if line.startswith("#") or len(columns) < 8 or columns[2] != "CDS":
+                continue
+            for at in by_name.get(columns[0], ()):
+                run = _coding_run(columns, f"{path}, line {number}")
+                if run.stop > corpus.records[at].length:
+                    raise EvoDataError(
+                        f"{path}, line {number}: ends at {run.stop}, but {columns[0]} has "
+                        f"{corpus.records[at].length} bases; take the annotation of this genome"
+                    )
+                runs[at].add(run)
+    if not runs:
+        raise EvoDataError(
+            f"{', '.join(map(str, paths))}: no CDS on any record of {corpus.path}; sequence names "
+            "must be those of the genomes"
+        )
+    return CodonPositions({at: list(of_record) for at, of_record in runs.items()})
+
+
+def _coding_run(columns: Sequence[str], where: str) -> CodingRun:
+    try:
+        start, stop = int(columns[3]) - 1, int(columns[4])
+        # A missing phase is that of a coding sequence in one piece.
+        phase = 0 if columns[7] == "." else int(columns[7])
+    except ValueError:
+        start, stop, phase = 0, 0, 0
+    if not 0 <= start < stop or phase not in (0, 1, 2) or columns[6] not in ("+", "-"):
+        raise EvoDataError(
+            f"{where}: not a CDS; needed are start and end (1-based), strand + or -, phase 0 to 2"
+        )
+    return CodingRun(start, stop, columns[6] == "-", phase)
