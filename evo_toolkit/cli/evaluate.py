@@ -1,0 +1,491 @@
+"""`evo-toolkit eval`: figures of a model beside the baselines that they must be read against."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from evo_toolkit.cli.common import (
+    PROGRAM,
+    model_options,
+    quiet_option,
+    require_model,
+    user_errors,
+)
+
+if TYPE_CHECKING:
+    from evo_toolkit.evaluation.prepared import Prepared
+    from evo_toolkit.model.striped_hyena import StripedHyena2
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_BAR_SECONDS = 10.0
+
+
+@click.group("eval")
+def evaluate() -> None:
+    """Measure a model: bits per base, variants in genes, windows.
+
+    Each command prints a table and writes JSON with -o. Intervals are of 95 %, resampling genomes,
+    genes or exons, never bases. `--train` names the training genomes: the baselines are made of
+    them, and the share of the test genome's 31-mers that they hold stands beside the figures.
+
+    A command reads its files here with --prepare FILE.npz and runs elsewhere with --from FILE.npz:
+    there it needs neither the genomes nor the tools that read them.
+    """
+
+
+def _shared_options(command: _Command) -> _Command:
+    for option in (
+        quiet_option,
+        click.option("--force", is_flag=True, help="Replace existing outputs."),
+        click.option(
+            "--from", "source", type=click.Path(), metavar="FILE.npz",
+            help="Run on what --prepare wrote, in place of the genome and its options.",
+        ),
+        click.option(
+            "--prepare", type=click.Path(), metavar="FILE.npz",
+            help="Write what the task needs to a file; without -m, stop there.",
+        ),
+        click.option(
+            "-o", "--output", type=click.Path(), metavar="FILE.json",
+            help="Where to write the figures; the table goes to stdout in any case.",
+        ),
+        model_options,
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+_train_option = click.option(
+    "--train", multiple=True, type=click.Path(), metavar="PATH",
+    help="Training genomes: FASTA, a folder of them, or a corpus; may be repeated.",
+)  # fmt: skip
+_seed_option = click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of every draw."
+)
+_window_option = click.option(
+    "--window", type=click.IntRange(16), metavar="BASES",
+    help="Bases per window; default: the model's own.",
+)  # fmt: skip
+
+
+@evaluate.command()
+@click.argument("genomes", nargs=-1, type=click.Path(), metavar="[GENOMES]...")
+@_train_option
+@click.option("--context-length", type=click.IntRange(32, 32_768), default=8192, show_default=True, metavar="BASES", help="Length of the windows.")  # fmt: skip
+@click.option("--windows-per-genome", type=click.IntRange(1), metavar="N", help="Draw so many windows of each genome; default: all.")  # fmt: skip
+@click.option("--order", type=click.IntRange(0, 12), metavar="K", help="Of the Markov chain; default: the best up to --max-order on training genomes held out of it.")  # fmt: skip
+@click.option("--max-order", type=click.IntRange(0, 12), default=12, show_default=True, metavar="K", help="The largest order; 12 needs 4 GB of memory.")  # fmt: skip
+@click.option("--fit-windows", type=click.IntRange(1), default=256, show_default=True, metavar="N", help="Windows of held-out training genomes that the mixture is fitted on.")  # fmt: skip
+@_seed_option
+@_shared_options
+@user_errors
+def bits(
+    genomes: tuple[str, ...],
+    train: tuple[str, ...],
+    context_length: int,
+    windows_per_genome: int | None,
+    order: int | None,
+    max_order: int,
+    fit_windows: int,
+    seed: int,
+    **shared: Any,
+) -> None:
+    """Bits per base of GENOMES, by a model and by two baselines.
+
+    GENOMES are FASTA files, folders of them, or a corpus. With --train: an interpolated Markov
+    chain (Witten-Bell; both strands; near-identical genomes count as one), and the same chain mixed
+    with what the window itself has shown so far (contexts of 1 to 16 bases, both strands; weights
+    fitted on training genomes held out of the chain). Lower is better; a gain is baseline minus
+    model, its interval over genomes.
+    """
+    from evo_toolkit.evaluation import tasks
+
+    run = _Run("bits", shared)
+
+    def prepare() -> Prepared:
+        return tasks.prepare_bits(
+            genomes, train=train, context_length=context_length, per_genome=windows_per_genome,
+            order=order, max_order=max_order, num_windows=fit_windows, seed=seed, say=run.say,
+            progress=run.progress("baselines", "bases"),
+        )  # fmt: skip
+
+    prepared = run.prepared(prepare, given=genomes)
+    model = run.model(prepared, optional=bool(prepared.meta.get("predictors")))
+    run.finish(
+        tasks.run_bits(prepared, model, progress=run.progress("model", "bases")), _bits_table
+    )
+
+
+@evaluate.command()
+@click.argument("genome", required=False, type=click.Path())
+@click.option("--genes", type=click.Path(), metavar="GFF3", help="Its genes; default: called with Pyrodigal (pip install 'evo-toolkit[eval]').")  # fmt: skip
+@_train_option
+@click.option("--num-snvs", type=click.IntRange(3), default=20_000, show_default=True, metavar="N", help="Substitutions, a third of each class.")  # fmt: skip
+@click.option("--resamples", type=click.IntRange(0), default=1000, show_default=True, metavar="N", help="Of the bootstrap.")  # fmt: skip
+@_seed_option
+@_window_option
+@_shared_options
+@user_errors
+def snv(
+    genome: str | None,
+    genes: str | None,
+    train: tuple[str, ...],
+    num_snvs: int,
+    resamples: int,
+    seed: int,
+    window: int | None,
+    **shared: Any,
+) -> None:
+    """Nonsense and missense against synonymous substitutions in the genes of GENOME.
+
+    AUROC within strata of equal substitution and equal neighbours (coding strand), since those
+    alone nearly separate nonsense from synonymous; the raw AUROC, and that of a table of
+    substitution and neighbours, stand beside it. Genetic code 11. Intervals over genes.
+    """
+    from evo_toolkit.evaluation import tasks
+
+    run = _Run("snv", shared)
+    prepared = run.prepared(
+        lambda: tasks.prepare_snv(
+            run.required(genome, "GENOME"), genes=genes, train=train, count=num_snvs, seed=seed,
+            say=run.say,
+        ),
+        given=(genome, genes, *train),
+    )  # fmt: skip
+    model = run.model(prepared, optional="markov" in prepared.arrays)
+    progress = run.progress("substitutions", "SNVs")
+    result = tasks.run_snv(prepared, model, window=window, resamples=resamples, progress=progress)
+    run.finish(result, _snv_table)
+
+
+@evaluate.command()
+@click.argument("genome", required=False, type=click.Path())
+@click.argument("labels", required=False, type=click.Path())
+@click.option("--label-column", default="essential", show_default=True, metavar="NAME", help="Column of LABELS with True or False.")  # fmt: skip
+@_train_option
+@click.option("--sites", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Insertions per gene, each on its own; their mean counts.")  # fmt: skip
+@click.option("--resamples", type=click.IntRange(0), default=1000, show_default=True, metavar="N", help="Of the bootstrap.")  # fmt: skip
+@_window_option
+@_shared_options
+@user_errors
+def essentiality(
+    genome: str | None,
+    labels: str | None,
+    label_column: str,
+    train: tuple[str, ...],
+    sites: int,
+    resamples: int,
+    window: int | None,
+    **shared: Any,
+) -> None:
+    """Essential genes of GENOME by inserting stop codons near their start.
+
+    LABELS is a table (tab-separated, also gzip) with the columns start, end (1-based, closed),
+    strand and the one of --label-column. Length, GC and, with --train, conservation stand beside
+    the model, whole and within fifths of equal length. Intervals over genes.
+    """
+    from evo_toolkit.evaluation import tasks
+
+    run = _Run("essentiality", shared)
+    prepared = run.prepared(
+        lambda: tasks.prepare_essentiality(
+            run.required(genome, "GENOME"), run.required(labels, "LABELS"), column=label_column,
+            train=train, say=run.say,
+        ),
+        given=(genome, labels, *train),
+    )  # fmt: skip
+    model = run.needed_model(prepared)
+    result = tasks.run_essentiality(
+        prepared, model, window=window, sites=sites, resamples=resamples,
+        progress=run.progress("insertions", "insertions"),
+    )  # fmt: skip
+    run.finish(result, _essentiality_table)
+
+
+@evaluate.command()
+@click.argument("genome", required=False, type=click.Path())
+@click.argument("vcf", required=False, type=click.Path())
+@_train_option
+@click.option("--resamples", type=click.IntRange(0), default=1000, show_default=True, metavar="N", help="Of the bootstrap.")  # fmt: skip
+@_window_option
+@_shared_options
+@user_errors
+def brca1(
+    genome: str | None,
+    vcf: str | None,
+    train: tuple[str, ...],
+    resamples: int,
+    window: int | None,
+    **shared: Any,
+) -> None:
+    """Loss of function in BRCA1 (saturation genome editing, Findlay 2018).
+
+    GENOME is a FASTA with the chromosome of VCF, whose INFO has FCLASS (LOF, INT, FUNC) and EXPT.
+    A model of bacteria is expected near 0.5. Intervals over the assay's exons.
+    """
+    from evo_toolkit.evaluation import tasks
+
+    run = _Run("brca1", shared)
+    prepared = run.prepared(
+        lambda: tasks.prepare_brca1(
+            run.required(genome, "GENOME"), run.required(vcf, "VCF"), train=train, say=run.say
+        ),
+        given=(genome, vcf, *train),
+    )
+    model = run.needed_model(prepared)
+    domains = ", ".join(model.config.domains)
+    if "vertebrate" in model.config.forbidden_genomes:
+        click.echo(
+            f"Warning: {model.config.name} was trained on {domains}; near 0.5 is what to expect on a human gene",
+            err=True,
+        )
+    progress = run.progress("variants", "SNVs")
+    result = tasks.run_brca1(prepared, model, window=window, resamples=resamples, progress=progress)
+    run.finish(result, _brca1_table)
+
+
+@evaluate.command("default-window")
+@click.argument("genome", required=False, type=click.Path())
+@click.option("--genes", type=click.Path(), metavar="GFF3", help="Its genes; default: called with Pyrodigal.")  # fmt: skip
+@click.option("--num-snvs", type=click.IntRange(3), default=2000, show_default=True, metavar="N", help="Substitutions that are scored.")  # fmt: skip
+@click.option("--windows", default="512,1024,2048,4096,8192", show_default=True, metavar="LIST", help="Windows in bases.")  # fmt: skip
+@_seed_option
+@_shared_options
+@user_errors
+def default_window(
+    genome: str | None,
+    genes: str | None,
+    num_snvs: int,
+    windows: str,
+    seed: int,
+    **shared: Any,
+) -> None:
+    """The smallest window whose scores rank substitutions as those of the largest do.
+
+    It is the first with a rank correlation (Spearman) of 0.99 or more. --from also takes a file
+    that `eval snv --prepare` wrote.
+    """
+    from evo_toolkit.errors import UsageError
+    from evo_toolkit.evaluation import tasks
+
+    run = _Run("snv", shared)
+    try:
+        sizes = sorted({int(text) for text in windows.split(",")})
+    except ValueError:
+        raise UsageError(f"--windows {windows!r} is no list of numbers such as 512,8192") from None
+    if len(sizes) < 2 or sizes[0] < 16:
+        raise UsageError(f"--windows {windows!r}: give two windows or more, of at least 16 bases")
+    prepared = run.prepared(
+        lambda: tasks.prepare_snv(
+            run.required(genome, "GENOME"), genes=genes, count=num_snvs, seed=seed, say=run.say
+        ),
+        given=(genome, genes),
+    )
+    model = run.needed_model(prepared)
+    result = tasks.run_default_window(
+        prepared, model, windows=sizes, count=num_snvs, progress=run.progress("windows", "SNVs")
+    )
+    run.finish(result, _window_table)
+
+
+class _Run:
+    """What all commands do: prepare or read, load the model, write the figures."""
+
+    def __init__(self, kind: str, options: dict[str, Any]) -> None:
+        from evo_data.files import check_output
+        from evo_toolkit.errors import UsageError
+
+        self.kind = kind
+        self.options = options
+        self.quiet: bool = options["quiet"]
+        if options["prepare"] and options["source"]:
+            raise UsageError("--prepare and --from exclude each other; give one of them")
+        # What cannot be written is refused before the work.
+        for path in (options["output"], options["prepare"]):
+            if path is not None:
+                check_output(path, force=options["force"])
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def progress(self, label: str, unit: str) -> Callable[[int], None]:
+        """A line on stderr every ten seconds with what is done."""
+        done, started, last = 0, time.monotonic(), time.monotonic()
+
+        def advance(amount: int) -> None:
+            nonlocal done, last
+            done += amount
+            now = time.monotonic()
+            if now - last >= _BAR_SECONDS:
+                last = now
+                self.say(f"{label}: {done:,} {unit}, {done / (now - started):,.0f} per second")
+
+        return advance
+
+    def required(self, value: str | None, name: str) -> str:
+        from evo_toolkit.errors import UsageError
+
+        if value is None:
+            raise UsageError(f"{name} is missing; give it, or --from FILE.npz")
+        return value
+
+    def prepared(self, make: Callable[[], Prepared], given: Sequence[str | None]) -> Prepared:
+        """The task's data, made or read; written when that was asked for."""
+        from evo_toolkit.errors import UsageError
+        from evo_toolkit.evaluation.prepared import load_prepared
+
+        source = self.options["source"]
+        if source is not None:
+            if any(given):
+                raise UsageError(f"--from {source} holds the genome; leave the other files out")
+            return load_prepared(source, (self.kind,))
+        if self.options["model"] is not None:
+            self._known_model()
+        made = make()
+        path = self.options["prepare"]
+        if path is not None:
+            made.save(path, force=self.options["force"])
+            self.say(f"wrote {path} ({Path(path).stat().st_size / 1e6:.1f} MB)")
+        return made
+
+    def _known_model(self) -> None:
+        """Raise for a model that does not exist, before minutes are spent on preparing."""
+        from evo_toolkit.checkpoint.opening import open_source
+
+        open_source(
+            require_model(self.options["model"]), allow_inaccurate=self.options["allow_inaccurate"]
+        )
+
+    def needed_model(self, prepared: Prepared) -> StripedHyena2:
+        """The model; with --prepare alone the command ends here."""
+        model = self.model(prepared, optional=False)
+        assert model is not None
+        return model
+
+    def model(self, prepared: Prepared, *, optional: bool) -> StripedHyena2 | None:
+        from evo_toolkit.checkpoint.load import load_model
+
+        options = self.options
+        if options["model"] is None:
+            if optional:
+                return None
+            if options["prepare"] is not None:
+                raise click.exceptions.Exit(0)
+        return load_model(
+            require_model(options["model"]), device=options["device"],
+            precision=options["precision"], allow_inaccurate=options["allow_inaccurate"],
+        )  # fmt: skip
+
+    def finish(
+        self, result: dict[str, Any], table: Callable[[dict[str, Any]], list[list[str]]]
+    ) -> None:
+        from evo_data.files import atomic_output
+
+        result = {"command": f"{PROGRAM} {shlex.join(sys.argv[1:])}", **result}
+        path = self.options["output"]
+        if path is not None:
+            with atomic_output(path, force=self.options["force"]) as temporary:
+                temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        model = result["model"]
+        if model is not None:
+            click.echo(f"{model['name']}, {model['precision']}, {model['device']}")
+        _print_table(table(result["figures"]))
+        overlap = result["data"].get("kmer_overlap_with_train")
+        if overlap:
+            shares = ", ".join(f"{name} {share:.2%}" for name, share in overlap.items())
+            click.echo(f"31-mers also in the training genomes: {shares}")
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        click.echo("  ".join(cells).rstrip())
+
+
+def _text(figure: Mapping[str, float | None], digits: int = 3) -> str:
+    value, low, high = (figure[name] for name in ("value", "low", "high"))
+    if value is None:
+        return "-"
+    if low is None or high is None:
+        return f"{value:.{digits}f}"
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _bits_table(figures: dict[str, Any]) -> list[list[str]]:
+    names = list(figures["predictors"])
+    rows = [["bits per base", "composition", *names]]
+    for genome, values in figures["per_genome"].items():
+        rows.append([genome, *(f"{values[name]:.4f}" for name in ("composition", *names))])
+    rows.append(
+        [
+            "mean over genomes",
+            f"{figures['composition']['mean']:.4f}",
+            *(_text(figures["predictors"][name]["mean"], 4) for name in names),
+        ]
+    )
+    for strand in ("+", "-"):
+        found = [f"{figures['predictors'][name]['strand'][strand]:.4f}" for name in names]
+        rows.append([f"strand {strand}", "", *found])
+    ranges = [figures["predictors"][name]["by_position"] for name in names]
+    for cells in zip(*ranges, strict=True):
+        start, stop, _ = cells[0]
+        rows.append([f"positions {start} to {stop - 1}", "", *(f"{x:.4f}" for _, _, x in cells)])
+    if "gain_of_mixture_over_markov" in figures:
+        rows.append(
+            [
+                "gain of mixture over markov",
+                "",
+                "",
+                _text(figures["gain_of_mixture_over_markov"], 4),
+            ]
+        )
+    for name, gain in figures.get("gain", {}).items():
+        won = f"genomes won: {gain['genomes_won']} of {gain['genomes']}"
+        rows.append([f"gain of model over {name}", _text(gain, 4), won])
+    return rows
+
+
+def _snv_table(figures: dict[str, Any]) -> list[list[str]]:
+    rows = [["AUROC against synonymous", "scores", "within strata", "raw", "table", "positives"]]
+    for predictor in ("model", "markov"):
+        for kind in ("nonsense", "missense"):
+            found = figures.get(predictor, {}).get(kind)
+            if found is None:
+                continue
+            main = [found[name] for name in ("within_strata", "raw", "table")]
+            cells = [_text(figure) for figure in main]
+            rows.append([kind, predictor, *cells, str(main[0]["positives"])])
+            for name, figure in found["parts"].items():
+                rows.append([f"  {name}", "", _text(figure), "", "", str(figure["positives"])])
+    return rows
+
+
+def _essentiality_table(figures: dict[str, Any]) -> list[list[str]]:
+    rows = [["AUROC for essential", "all genes", "within fifths of length"]]
+    for name, figure in figures["auroc"].items():
+        rows.append([name, _text(figure), _text(figures["auroc_within_fifths_of_length"][name])])
+    rows.append([f"{figures['num_essential']} of {figures['num_genes']} genes essential", "", ""])
+    return rows
+
+
+def _brca1_table(figures: dict[str, Any]) -> list[list[str]]:
+    rows = [["BRCA1", "AUROC"]]
+    rows += [[name, _text(figure)] for name, figure in figures.items() if name.startswith("LOF")]
+    return rows
+
+
+def _window_table(figures: dict[str, Any]) -> list[list[str]]:
+    rows = [["window", f"Spearman with {figures['compared_with']}"]]
+    rows += [[window, _text(figure, 4)] for window, figure in figures["spearman"].items()]
+    rows.append(["default_window", str(figures["default_window"])])
+    return rows

@@ -1,0 +1,213 @@
+"""Gene essentiality by stop insertion, beside what needs no model: length, GC, conservation.
+
+Five stop codons in a row, in frame, are inserted near the start of each gene; the more the model
+minds, the more essential the gene is taken to be. Longer genes and genes that are found in many
+genomes are essential more often too, so those figures stand beside, and the model's also within
+fifths of equal length.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evo_data.variant import Edit
+from evo_toolkit.errors import EvoError
+from evo_toolkit.evaluation.edits import Place
+from evo_toolkit.evaluation.genes import AMINO_ACIDS, Gene, coding_sequence, is_complete
+from evo_toolkit.evaluation.genomes import OTHER, Bytes, Genome, reverse_complement
+from evo_toolkit.evaluation.statistics import RESAMPLES, auroc
+
+INSERTED = "TAATAATAATAGTGA"
+"""Five stop codons, 15 bases: what follows stays in frame (Evo 2 paper, gene essentiality)."""
+
+FIRST_SITE = 12
+"""Bases of the gene before the first insertion: start codon and three more."""
+
+_WORD = 8  # amino acids: one in 25 billion words, so few are shared by chance
+_LEAST_WORDS = 3
+_TRUE = frozenset({"true", "1", "e", "essential", "yes"})
+_FALSE = frozenset({"false", "0", "n", "nonessential", "non-essential", "no"})
+_FILTER_BITS = 26
+_INVERT = str.maketrans("ACGT", "TGCA")
+
+
+def read_labels(
+    path: Path | str, column: str, genome: Genome
+) -> tuple[list[Gene], NDArray[np.bool_], int]:
+    """Genes with labels from a table with the columns start, end (1-based, closed) and strand.
+
+    Args:
+        path: Tab-separated with a header line, plain or gzip.
+        column: Holds True or False, 1 or 0, E or N; rows with anything else are left out.
+        genome: Its first record is what the coordinates lie in.
+
+    Returns:
+        The genes that are complete reading frames, whether each is essential, and how many rows
+        were left out.
+
+    Raises:
+        EvoError: if the file cannot be used.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise EvoError(f"cannot read {path}: {error}") from None
+    lines = text.splitlines()
+    header = lines[0].split("\t") if lines else []
+    missing = [name for name in ("start", "end", "strand", column) if name not in header]
+    if missing:
+        raise EvoError(
+            f"{path} has no column {', '.join(missing)}; its columns are {', '.join(header)}"
+        )
+    place = {name: header.index(name) for name in header}
+    genes, labels, left_out = [], [], 0
+    for number, line in enumerate(lines[1:], start=2):
+        fields = line.split("\t")
+        if len(fields) < len(header):
+            fields += [""] * (len(header) - len(fields))
+        label = fields[place[column]].strip().lower()
+        try:
+            start, stop = int(fields[place["start"]]) - 1, int(fields[place["end"]])
+        except ValueError:
+            raise EvoError(f"{path}, line {number}: start and end are not numbers") from None
+        name = next((fields[place[n]] for n in ("locus_tag", "gene", "name") if n in place), "")
+        gene = Gene(name or f"gene{number}", 0, start, stop, fields[place["strand"]])
+        known = label in _TRUE | _FALSE and 0 <= start < stop <= genome.records[0].size
+        if known and is_complete(coding_sequence(genome, gene)):
+            genes.append(gene)
+            labels.append(label in _TRUE)
+        else:
+            left_out += 1
+    if not any(labels) or all(labels):
+        raise EvoError(
+            f"{path}: column {column} gives no complete genes of both kinds in {genome.name}; is it the genome of the table?"
+        )
+    return genes, np.array(labels), left_out
+
+
+def insertions(genes: Sequence[Gene], sites: int) -> list[Place]:
+    """`sites` insertions for each gene: after 12 bases, then evenly spread over the gene."""
+    found: list[Place] = []
+    for gene in genes:
+        length = gene.stop - gene.start
+        for site in range(sites):
+            offset = FIRST_SITE + (length - 2 * FIRST_SITE) * site // sites // 3 * 3
+            if gene.strand == "+":
+                at, text = gene.start + offset, INSERTED
+            else:
+                at, text = gene.stop - offset, INSERTED.translate(_INVERT)[::-1]
+            found.append((0, gene.record, Edit(at, at, text.encode())))
+    return found
+
+
+def gc_content(genome: Genome, genes: Sequence[Gene]) -> NDArray[np.float64]:
+    """Share of G and C of each gene."""
+    codes = [coding_sequence(genome, gene) for gene in genes]
+    return np.array([float(((own == 1) | (own == 2)).mean()) for own in codes])
+
+
+def conservation(
+    genome: Genome,
+    genes: Sequence[Gene],
+    others: Sequence[tuple[Callable[[], Genome], float]],
+) -> NDArray[np.float64]:
+    """In how many other genomes, weighted, each gene's protein leaves a trace.
+
+    A trace is at least three of its words of eight amino acids in a genome's six frames.
+
+    Args:
+        genome: Of the genes.
+        genes: The genes.
+        others: Functions that read a genome, with its weight (1 / size of its cluster).
+    """
+    own = [
+        _words(AMINO_ACIDS[_codon_at_each(coding_sequence(genome, gene))[::3]]) for gene in genes
+    ]
+    own = [np.unique(words) for words in own]
+    words = np.concatenate(own)
+    owner = np.repeat(np.arange(len(genes)), [part.size for part in own])
+    order = np.argsort(words, kind="stable")
+    words, owner = words[order], owner[order]
+    distinct = np.unique(words)
+    present = np.zeros(1 << _FILTER_BITS, bool)
+    present[_slot(distinct)] = True
+    result = np.zeros(len(genes))
+    for read, weight in others:
+        seen = np.zeros(distinct.size, bool)
+        for record in read().records:
+            for codes in (record, reverse_complement(record)):
+                at_each = AMINO_ACIDS[_codon_at_each(codes)]
+                for frame in range(3):
+                    found = _words(at_each[frame::3])
+                    found = found[present[_slot(found)]]
+                    where = np.minimum(np.searchsorted(distinct, found), distinct.size - 1)
+                    seen[where[distinct[where] == found]] = True
+        hits = np.bincount(owner[seen[np.searchsorted(distinct, words)]], minlength=len(genes))
+        result += weight * (hits >= _LEAST_WORDS)
+    return result
+
+
+def _codon_at_each(codes: Bytes) -> NDArray[np.int64]:
+    """Number of the codon that starts at each base; any for codons with other letters (rare)."""
+    wide = np.where(codes < OTHER, codes, 0).astype(np.int64)
+    return wide[:-2] * 16 + wide[1:-1] * 4 + wide[2:]
+
+
+def _words(protein: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Words of eight amino acids without a stop, five bits each."""
+    letters = protein.astype(np.int64) & 31
+    size = max(protein.size - _WORD + 1, 0)
+    result = np.zeros(size, np.int64)
+    whole = np.ones(size, bool)
+    for place in range(_WORD):
+        result = (result << 5) | letters[place : place + size]
+        whole &= protein[place : place + size] != ord("*")
+    return result[whole]
+
+
+def _slot(words: NDArray[np.int64]) -> NDArray[np.int64]:
+    mixed = words.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return (mixed >> np.uint64(64 - _FILTER_BITS)).astype(np.int64)
+
+
+def report(
+    essential: NDArray[np.bool_],
+    change: NDArray[np.floating],
+    features: Mapping[str, NDArray[np.floating]],
+    *,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """AUROC for essential of the model and of each feature, intervals over genes.
+
+    Args:
+        essential: `[n]`.
+        change: Log-likelihood with the insertion minus without, `[n]`; more negative is more
+            essential.
+        features: Such as length, GC and conservation; higher is more essential. `length` must be
+            among them.
+    """
+    genes = np.arange(essential.size)
+    fifths = np.searchsorted(
+        np.quantile(features["length"], [0.2, 0.4, 0.6, 0.8]), features["length"]
+    )
+    scores = {"model": -np.asarray(change, float), **features}
+    return {
+        "num_genes": int(essential.size),
+        "num_essential": int(essential.sum()),
+        "auroc": {
+            name: auroc(values, essential, genes, resamples=resamples).json()
+            for name, values in scores.items()
+        },
+        "auroc_within_fifths_of_length": {
+            name: auroc(values, essential, genes, fifths, resamples=resamples).json()
+            for name, values in scores.items()
+        },
+    }
