@@ -202,7 +202,7 @@ def essentiality(
         ),
         given=(genome, labels, *train),
     )  # fmt: skip
-    model = run.needed_model(prepared)
+    model = run.model(prepared, optional=True)
     result = tasks.run_essentiality(
         prepared, model, window=window, sites=sites, resamples=resamples,
         progress=run.progress("insertions", "insertions"),
@@ -319,15 +319,18 @@ class _Run:
 
     def progress(self, label: str, unit: str) -> Callable[[int], None]:
         """A line on stderr every ten seconds with what is done."""
-        done, started, last = 0, time.monotonic(), time.monotonic()
+        done, first, started, last = 0, 0, 0.0, 0.0
 
         def advance(amount: int) -> None:
-            nonlocal done, last
-            done += amount
+            nonlocal done, first, started, last
             now = time.monotonic()
-            if now - last >= _BAR_SECONDS:
+            done += amount
+            if not started:  # when the first were begun is not known
+                first, started, last = amount, now, now
+            elif now - last >= _BAR_SECONDS:
                 last = now
-                self.say(f"{label}: {done:,} {unit}, {done / (now - started):,.0f} per second")
+                rate = (done - first) / (now - started)
+                self.say(f"{label}: {done:,} {unit}, {rate:,.0f} per second")
 
         return advance
 
@@ -373,6 +376,7 @@ class _Run:
 
     def model(self, prepared: Prepared, *, optional: bool) -> StripedHyena2 | None:
         from evo_toolkit.checkpoint.load import load_model
+        from evo_toolkit.inference.domain import check_domain
 
         options = self.options
         if options["model"] is None:
@@ -380,10 +384,15 @@ class _Run:
                 return None
             if options["prepare"] is not None:
                 raise click.exceptions.Exit(0)
-        return load_model(
+        model = load_model(
             require_model(options["model"]), device=options["device"],
             precision=options["precision"], allow_inaccurate=options["allow_inaccurate"],
         )  # fmt: skip
+        # A measurement outside of the domain is a finding, not a mistake; it only must be told.
+        note = check_domain(model.config, prepared.lengths(), allow=True)
+        if note:
+            click.echo(f"Warning: {note}", err=True)
+        return model
 
     def finish(
         self, result: dict[str, Any], table: Callable[[dict[str, Any]], list[list[str]]]

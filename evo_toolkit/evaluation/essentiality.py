@@ -180,34 +180,28 @@ def _slot(words: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def report(
     essential: NDArray[np.bool_],
-    change: NDArray[np.floating],
-    features: Mapping[str, NDArray[np.floating]],
+    scores: Mapping[str, NDArray[np.floating]],
     *,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """AUROC for essential of the model and of each feature, intervals over genes.
+    """AUROC for essential of each score, whole and within fifths of equal length.
 
     Args:
         essential: `[n]`.
-        change: Log-likelihood with the insertion minus without, `[n]`; more negative is more
-            essential.
-        features: Such as length, GC and conservation; higher is more essential. `length` must be
-            among them.
+        scores: By name, `[n]` each, higher is more essential: the model's (the log-likelihood that
+            an insertion costs) and features such as GC. `length` must be among them.
+        resamples: Of the bootstrap over genes.
     """
     genes = np.arange(essential.size)
-    fifths = np.searchsorted(
-        np.quantile(features["length"], [0.2, 0.4, 0.6, 0.8]), features["length"]
-    )
-    scores = {"model": -np.asarray(change, float), **features}
-    return {
+    length = scores["length"]
+    fifths = np.searchsorted(np.quantile(length, [0.2, 0.4, 0.6, 0.8]), length)
+    figures: dict[str, Any] = {
         "num_genes": int(essential.size),
         "num_essential": int(essential.sum()),
-        "auroc": {
-            name: auroc(values, essential, genes, resamples=resamples).json()
-            for name, values in scores.items()
-        },
-        "auroc_within_fifths_of_length": {
-            name: auroc(values, essential, genes, fifths, resamples=resamples).json()
-            for name, values in scores.items()
-        },
     }
+    for title, strata in (("auroc", None), ("auroc_within_fifths_of_length", fifths)):
+        figures[title] = {
+            name: auroc(values, essential, genes, strata, resamples=resamples).json()
+            for name, values in scores.items()
+        }
+    return figures

@@ -294,7 +294,7 @@ def prepare_essentiality(
 
 def run_essentiality(
     prepared: Prepared,
-    model: StripedHyena2,
+    model: StripedHyena2 | None,
     *,
     window: int | None = None,
     sites: int = 1,
@@ -303,23 +303,24 @@ def run_essentiality(
 ) -> dict[str, Any]:
     """AUROC of the stop insertions, mean over `sites` of each gene, and of the features."""
     arrays = prepared.arrays
+    columns = (arrays[name].tolist() for name in ("start", "stop", "forward"))
     genes = [
         Gene(str(index), 0, start, stop, "+" if forward else "-")
-        for index, (start, stop, forward) in enumerate(
-            zip(*(arrays[n].tolist() for n in ("start", "stop", "forward")), strict=True)
-        )
+        for index, (start, stop, forward) in enumerate(zip(*columns, strict=True))
     ]
-    window = window or model.config.default_window
-    edits = essentiality_task.insertions(genes, sites)
-    scores = edit_scores(model, prepared.genomes, edits, window, progress=progress)
-    change = scores.mean(axis=1).reshape(len(genes), sites).mean(axis=1)
-    features = {
-        name.removeprefix("feature."): values
-        for name, values in arrays.items()
-        if name.startswith("feature.")
-    }
-    figures = essentiality_task.report(arrays["essential"], change, features, resamples=resamples)
-    return _result("essentiality", prepared, model, {"window": window, "sites": sites, **figures})
+    scores: dict[str, NDArray[Any]] = {}
+    figures: dict[str, Any] = {}
+    if model is not None:
+        window = window or model.config.default_window
+        figures |= {"window": window, "sites": sites}
+        edits = essentiality_task.insertions(genes, sites)
+        change = edit_scores(model, prepared.genomes, edits, window, progress=progress)
+        scores["model"] = -change.mean(axis=1).reshape(len(genes), sites).mean(axis=1)
+    for name, values in arrays.items():
+        if name.startswith("feature."):
+            scores[name.removeprefix("feature.")] = values
+    figures |= essentiality_task.report(arrays["essential"], scores, resamples=resamples)
+    return _result("essentiality", prepared, model, figures)
 
 
 # BRCA1

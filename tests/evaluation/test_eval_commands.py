@@ -14,10 +14,12 @@ from click.testing import CliRunner, Result
 
 from evo_data.alphabet import reverse_complement
 from evo_data.variant import Edit
+from evo_toolkit.cli.evaluate import evaluate
 from evo_toolkit.cli.main import cli
 from evo_toolkit.errors import EvoError
+from evo_toolkit.evaluation import brca1, default_window
 from evo_toolkit.evaluation.edits import edit_scores
-from evo_toolkit.evaluation.genomes import Genome, encode, read_fasta
+from evo_toolkit.evaluation.genomes import Genome, encode, find_genomes, read_fasta
 from evo_toolkit.evaluation.prepared import Prepared, load_prepared
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.variants.api import score_variants
@@ -254,6 +256,7 @@ def test_running_needs_no_reader_of_genomes(tmp_path: Path) -> None:
 import sys
 for name in ("pysam", "Bio", "pyrodigal", "pandas", "sklearn", "scipy", "rich", "pyarrow", "lightning"):
     sys.modules[name] = None
+from evo_toolkit.cli.evaluate import evaluate
 from evo_toolkit.cli.main import cli
 cli(["eval", "snv", "--from", {str(tmp_path / "p.npz")!r}, "-m", "evo-mini", "--window", "64", "--resamples", "2"])
 """
@@ -262,3 +265,55 @@ cli(["eval", "snv", "--from", {str(tmp_path / "p.npz")!r}, "-m", "evo-mini", "--
     )
     assert ran.returncode == 0, ran.stderr
     assert "within strata" in ran.stdout
+
+
+def test_the_smallest_window_that_ranks_as_the_longest_is_chosen() -> None:
+    random = np.random.default_rng(0)
+    longest = random.normal(size=300)
+    scores = {
+        8192: longest,
+        2048: longest + 0.02 * random.normal(size=300),
+        512: longest + 2.0 * random.normal(size=300),
+    }
+    found = default_window.report(scores, np.arange(300) // 3)
+    assert found["default_window"] == 2048 and found["compared_with"] == 8192
+    assert list(found["spearman"]) == ["512", "2048", "8192"]
+    assert found["spearman"]["512"]["value"] < 0.9 < 0.99 <= found["spearman"]["2048"]["value"]
+
+
+def test_loss_of_function_is_the_lower_score() -> None:
+    label = np.repeat([0, 1, 2], 10)  # LOF, INT, FUNC
+    arrays = {"label": label, "exon": np.arange(30) % 5}
+    found = brca1.report(arrays, np.array([-5.0, -9.0, 0.0])[label], resamples=20)
+    assert found["LOF against FUNC"]["value"] == 1.0
+    assert found["LOF against FUNC and INT"]["value"] == 0.5
+
+
+def test_a_prepared_corpus_counts_as_its_genomes(train: Path, tmp_path: Path) -> None:
+    from evo_data.corpus.prepare import prepare
+
+    prepare([train], tmp_path / "corpus", encoding="packed")
+    plain, packed = find_genomes([train]), find_genomes([tmp_path / "corpus"])
+    assert len(plain) == len(packed) == 3
+    for a, b in zip(plain, packed, strict=True):
+        one, other = a.read(), b.read()
+        assert one.name == other.name and one.names == other.names
+        assert all((x == y).all() for x, y in zip(one.records, other.records, strict=True))
+
+
+def test_the_page_names_commands_and_options_that_exist(project_root: Path) -> None:
+    page = (project_root / "docs" / "how-to" / "evaluate-a-model.md").read_text()
+    lines = [line for line in page.replace("\\\n", " ").splitlines() if "evo-toolkit eval " in line]
+    commands = [
+        line[line.index("evo-toolkit eval ") :] for line in lines if not line.startswith("|")
+    ]
+    assert len(commands) >= 6
+    used = set()
+    for line in commands:
+        words = line.split()[2:]
+        command = evaluate.commands[words[0]]
+        used.add(words[0])
+        known = {option for parameter in command.params for option in parameter.opts}
+        for word in words[1:]:
+            assert not word.startswith("-") or word in known, line
+    assert used == set(evaluate.commands)

@@ -271,7 +271,7 @@ def test_essentiality_report_holds_length_equal() -> None:
     random = np.random.default_rng(0)
     length = random.integers(100, 3000, 400).astype(float)
     essential = random.random(400) < length / 4000
-    found = essentiality.report(essential, -length, {"length": length}, resamples=50)
+    found = essentiality.report(essential, {"model": length, "length": length}, resamples=50)
     assert found["auroc"]["model"] == found["auroc"]["length"]
     assert found["auroc"]["model"]["value"] > 0.6
     within = found["auroc_within_fifths_of_length"]["model"]["value"]
