@@ -112,7 +112,12 @@ def find_sources(genomes: Sequence[Path | str]) -> list[Input]:
     inputs = [Input(path) for path in found.values()]
     for item in inputs:
         try:
-            item.bytes = sum(part.stat().st_size for part in item.files)
+            parts = [part.stat() for part in item.files]
+            if not all(stat.S_ISREG(part.st_mode) for part in parts):
+                raise CorpusError(
+                    f"{item.path}: a pipe or device cannot be read twice; give a file"
+                )
+            item.bytes = sum(part.st_size for part in parts)
         except OSError as error:
             raise CorpusError(f"{item.path}: cannot be opened: {error.strerror}") from error
     return inputs
@@ -138,9 +143,6 @@ def detect_format(path: Path) -> str:
     if megatron_prefix(path) is not None:
         return "megatron"
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise CorpusError(f"{path}: a pipe or device cannot be read twice; give a file")
         with path.open("rb") as handle:
             head = handle.read(_HEAD)
         if is_bgzf(head) and last_bytes(path) != BGZF_END:
