@@ -772,7 +772,7 @@ def _with_file_limit(genomes: Path, output: Path, encoding: str) -> None:
     try:
         prepare([genomes], output, encoding=encoding)  # type: ignore[arg-type]
     except OSError as error:
-        os._exit(7 if WORK in str(error.filename) else 8)
+        os._exit(7 if error.filename == str(output) else 8)
     os._exit(0)
 
 

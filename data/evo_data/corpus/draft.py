@@ -379,11 +379,7 @@ class Draft:
             handle.seek(at)
 
     def _write(self, name: str, data: bytes | memoryview) -> None:
-        try:
-            self._files[name].write(data)
-        except OSError as error:
-            # Writing names no file.
-            raise OSError(error.errno, error.strerror, str(self._work / name)) from error
+        self._files[name].write(data)
 
     # --- finishing -----------------------------------------------------------------------------
 
@@ -557,8 +553,5 @@ def _totals(genomes: Sequence[Genome], num_records: int) -> dict[str, float]:
 
 
 def _flush(handle: IO[bytes]) -> None:
-    try:
-        handle.flush()
-        os.fsync(handle.fileno())
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(handle.name)) from error
+    handle.flush()
+    os.fsync(handle.fileno())

@@ -101,7 +101,7 @@ def prepare(
     inputs = find_sources(genomes)
     group_of = _groups([item.path for item in inputs], groups)
     _check_folder(output)
-    with _locked(output) as work:
+    with _naming(output), _locked(output) as work:
         _complete_move(work, output)
         if (output / MANIFEST).exists():
             found = _existing(output, inputs, encoding, settings, group_of, skip_unusable)
@@ -234,6 +234,17 @@ def _existing(
         if source.sha256 != item.sha256():
             return None
     return manifest
+
+
+@contextmanager
+def _naming(output: Path) -> Iterator[None]:
+    """Give the errors of writing, which name no file, the name of the output."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror, str(output)) from error
+        raise
 
 
 @contextmanager
