@@ -117,7 +117,7 @@ def bits(
             progress=run.progress("baselines", "bases"),
         )  # fmt: skip
 
-    prepared = run.prepared(prepare, given=genomes)
+    prepared = run.prepared(prepare, given=(*genomes, *train))
     model = run.model(prepared, optional=bool(prepared.meta.get("predictors")))
     run.finish(
         tasks.run_bits(prepared, model, progress=run.progress("model", "bases")), _bits_table
@@ -128,7 +128,7 @@ def bits(
 @click.argument("genome", required=False, type=click.Path())
 @click.option("--genes", type=click.Path(), metavar="GFF3", help="Its genes; default: called with Pyrodigal (pip install 'evo-toolkit[eval]').")  # fmt: skip
 @_train_option
-@click.option("--num-snvs", type=click.IntRange(3), default=20_000, show_default=True, metavar="N", help="Substitutions, a third of each class.")  # fmt: skip
+@click.option("--num-snvs", type=click.IntRange(3), default=20_000, show_default=True, metavar="N", help="Substitutions, a third of each class; with --from, as many of the prepared ones.")  # fmt: skip
 @click.option("--resamples", type=click.IntRange(0), default=1000, show_default=True, metavar="N", help="Of the bootstrap.")  # fmt: skip
 @_seed_option
 @_window_option
@@ -162,7 +162,9 @@ def snv(
     )  # fmt: skip
     model = run.model(prepared, optional="markov" in prepared.arrays)
     progress = run.progress("substitutions", "SNVs")
-    result = tasks.run_snv(prepared, model, window=window, resamples=resamples, progress=progress)
+    result = tasks.run_snv(
+        prepared, model, window=window, count=num_snvs, resamples=resamples, progress=progress
+    )
     run.finish(result, _snv_table)
 
 

@@ -6,7 +6,7 @@ needs the prepared data and a model alone, so it works on a machine that has not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,19 +208,30 @@ def run_snv(
     model: StripedHyena2 | None,
     *,
     window: int | None = None,
+    count: int | None = None,
     resamples: int = RESAMPLES,
     progress: Progress = _quiet,
 ) -> dict[str, Any]:
-    """AUROC of nonsense and missense against synonymous, by the model and by the Markov chain."""
+    """AUROC of nonsense and missense against synonymous, by the model and by the Markov chain.
+
+    Args:
+        prepared: Of `prepare_snv`.
+        model: What is measured; None gives the chain's figures alone.
+        window: Bases per window; None is the model's default.
+        count: Of the prepared substitutions, drawn evenly; None is all.
+        resamples: Of the bootstrap over genes.
+        progress: Called with the substitutions done since the last call.
+    """
     figures: dict[str, Any] = {}
-    snvs = {name: column for name, column in prepared.arrays.items() if name != "markov"}
+    every = _drawn(prepared.arrays, count)
+    snvs = {name: column for name, column in every.items() if name != "markov"}
     if model is not None:
         window = window or model.config.default_window
         figures["window"] = window
         scores = edit_scores(model, prepared.genomes, _snv_edits(snvs), window, progress=progress)
         figures["model"] = snv_task.report(snvs, scores.mean(axis=1), resamples=resamples)
-    if "markov" in prepared.arrays:
-        figures["markov"] = snv_task.report(snvs, prepared.arrays["markov"], resamples=resamples)
+    if "markov" in every:
+        figures["markov"] = snv_task.report(snvs, every["markov"], resamples=resamples)
     if not figures:
         raise UsageError("neither a model nor training genomes; give -m MODEL or --train GENOMES")
     return _result("snv", prepared, model, figures)
@@ -235,9 +246,7 @@ def run_default_window(
     progress: Progress = _quiet,
 ) -> dict[str, Any]:
     """The smallest window that ranks SNVs as the largest does; `count` of the prepared ones."""
-    total = prepared.arrays["position"].size
-    chosen = np.random.default_rng(0).permutation(total)[:count]
-    snvs = {name: column[np.sort(chosen)] for name, column in prepared.arrays.items()}
+    snvs = _drawn(prepared.arrays, count)
     edits = _snv_edits(snvs)
     scores = {
         window: edit_scores(model, prepared.genomes, edits, window, progress=progress).mean(axis=1)
@@ -246,6 +255,15 @@ def run_default_window(
     return _result(
         "default-window", prepared, model, default_window_task.report(scores, snvs["gene"])
     )
+
+
+def _drawn(arrays: Mapping[str, NDArray[Any]], count: int | None) -> snv_task.Arrays:
+    """`count` of the rows in their order, always the same ones."""
+    total = arrays["position"].size
+    if count is None or count >= total:
+        return dict(arrays)
+    chosen = np.sort(np.random.default_rng(0).permutation(total)[:count])
+    return {name: column[chosen] for name, column in arrays.items()}
 
 
 def _snv_edits(snvs: snv_task.Arrays) -> list[Place]:

@@ -132,6 +132,8 @@ def test_snv_and_default_window_from_one_file(demo: Path, train: Path, tmp_path:
     for kind in ("nonsense", "missense"):
         assert set(found["model"][kind]) == {"within_strata", "raw", "table", "negatives", "parts"}
         assert found["model"][kind]["raw"]["positives"] == 10
+    done("snv", "--from", npz, "--num-snvs", 21, "--resamples", 2, "-o", out, "--force")
+    assert figures(out)["figures"]["markov"]["num_snvs"] == 21
     window = tmp_path / "w.json"
     text = done(
         "default-window", "--from", npz, "-m", "evo-mini", "--windows", "64,32", "--num-snvs", 12,
