@@ -28,6 +28,7 @@ _TOY_SHAPE = {
 def test_all_the_kinds_that_are_promised_are_there() -> None:
     names = {str(path.relative_to(ROOT / "recipes")) for path in RECIPES}
     assert names >= {
+        "pretrain/tiny-cpu.yaml",
         "pretrain/evo-mini.yaml",
         "pretrain/100m.yaml",
         "pretrain/1b.yaml",
@@ -54,7 +55,12 @@ def test_every_recipe_parses(path: Path, capsys: pytest.CaptureFixture[str]) -> 
         config = {k: v for k, v in config.items() if k != "evidence"}
         built = StripedHyena2Config.from_dict(config)
         assert built.gelu_layers == tuple(range(built.num_layers))
-        expected = {"evo-mini": (7e6, 8e6), "100m": (90e6, 110e6), "1b": (1.0e9, 1.2e9)}[path.stem]
+        expected = {
+            "tiny-cpu": (2e5, 4e5),
+            "evo-mini": (7e6, 8e6),
+            "100m": (90e6, 110e6),
+            "1b": (1.0e9, 1.2e9),
+        }[path.stem]
         assert expected[0] < built.parameter_count() < expected[1]
 
 
