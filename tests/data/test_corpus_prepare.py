@@ -303,6 +303,23 @@ def test_what_folders_are_searched_for(tmp_path: Path) -> None:
     assert found == ["b.fa", "a.FNA.gz", "c.gbk", "notes.md"]
 
 
+def test_the_folder_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    _fasta(tmp_path / "a.fa", {"r": "ACGTA"})
+    prepare(["."], "corpus", groups="parent")
+    assert [genome.group for genome in Corpus.open("corpus").genomes] == [tmp_path.name]
+    monkeypatch.chdir(tmp_path / "corpus")
+    assert Corpus.open(".").num_bases == 5
+    prepare([".."], ".", groups="parent")
+
+
+@pytest.mark.parametrize("name", [b"bad\xff\xfename.fa", "é\u2028.fa".encode()])
+def test_odd_file_names(name: bytes, tmp_path: Path) -> None:
+    path = _fasta(tmp_path / os.fsdecode(name), {"r": "ACGTA"})
+    prepare([path], tmp_path / "c")
+    assert Corpus.open(tmp_path / "c").genomes[0].file == str(path)
+
+
 def test_genomes_of_one_name_are_told_apart(tmp_path: Path) -> None:
     rng = random.Random(3)
     for name in ("x/g.fa", "y/g.fna.gz", "y/g.fna", "z/h.fa"):
@@ -792,7 +809,7 @@ def test_kill_minus_nine_at_random_times(tmp_path: Path) -> None:
     while True:
         process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "in", output])
         try:
-            assert process.wait(rng.uniform(0.3, 1.5)) == 0
+            assert process.wait(rng.uniform(0.3, 1.5) + 0.2 * kills) == 0
             break
         except subprocess.TimeoutExpired:
             process.kill()

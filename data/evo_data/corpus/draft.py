@@ -43,7 +43,7 @@ from evo_data.corpus.journal import Entry, read_journal, write_journal
 from evo_data.corpus.letters import as_read, num_acgt, num_lower, why_unusable
 from evo_data.corpus.megatron import open_megatron
 from evo_data.corpus.packed import Bytes, Intervals, PackedSequence, pack, unpack
-from evo_data.corpus.sources import Input, detect_format, genome_name, read_source
+from evo_data.corpus.sources import Input, detect_format, folder_name, genome_name, read_source
 from evo_data.errors import CorpusError
 from evo_data.files import atomic_output, sha256_file
 
@@ -417,7 +417,7 @@ class Draft:
             if index is None:
                 continue
             if uses[name] > 1:
-                name = f"{item.path.absolute().parent.name}/{name}"
+                name = f"{folder_name(item.path)}/{name}"
             genomes.append(
                 Genome(
                     name=_unused(name, names),

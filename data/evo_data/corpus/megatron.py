@@ -45,12 +45,12 @@ def megatron_prefix(path: Path) -> Path | None:
 
 def idx_file(prefix: Path) -> Path:
     """Return the index of a pair."""
-    return prefix.with_name(prefix.name + ".idx")
+    return Path(f"{prefix}.idx")
 
 
 def bin_file(prefix: Path) -> Path:
     """Return the tokens of a pair."""
-    return prefix.with_name(prefix.name + ".bin")
+    return Path(f"{prefix}.bin")
 
 
 class TokenSequence:

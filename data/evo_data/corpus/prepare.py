@@ -28,7 +28,7 @@ from evo_data.corpus.format import (
     Encoding,
     Manifest,
 )
-from evo_data.corpus.sources import Input, find_sources, genome_name
+from evo_data.corpus.sources import Input, find_sources, folder_name, genome_name
 from evo_data.errors import CorpusError, OutputExistsError
 
 Duplicates = Literal["drop", "keep", "error"]
@@ -137,7 +137,7 @@ def _groups(paths: Sequence[Path], groups: Groups) -> dict[Path, str]:
     if isinstance(groups, str):
         if groups != "parent":
             raise CorpusError(f"groups {groups!r} is not known; use 'parent' or a mapping")
-        return {path: path.absolute().parent.name or "all" for path in paths}
+        return {path: folder_name(path) or "all" for path in paths}
     found, missing = {}, []
     for path in paths:
         keys = (genome_name(path), path.name, str(path))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import os
 import re
 import stat
 import warnings
@@ -132,6 +133,11 @@ def genome_name(path: Path) -> str:
                 name = name[: -len(suffix)]
                 break
     return name
+
+
+def folder_name(path: Path) -> str:
+    """Return the name of the folder that a file lies in, as it was reached (links not followed)."""
+    return Path(os.path.normpath(path.absolute())).parent.name
 
 
 def detect_format(path: Path) -> str:
