@@ -283,24 +283,24 @@ def _number(value: float | None, form: str = ".3g") -> str:
     return "" if value is None else format(value, form)
 
 
-def table(rows: list[Row], width: int, bandwidth: float) -> list[str]:
-    """The Markdown table."""
-    lines = [
-        "| operator | L | fwd, ms | fwd+bwd, ms | eager fwd | eager fwd+bwd | fwd, ps/elt "
-        "| fwd+bwd, ps/elt | fwd, of copy | fwd+bwd, of copy | |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        elements = row.length * width
-        cells = [row.operator, str(row.length)]
-        cells += [_number(x) for x in (row.forward, row.both, row.forward_eager, row.both_eager)]
-        for ms in (row.forward, row.both):
-            cells.append(_number(ms and ms * 1e9 / elements))
-        for ms, moved in ((row.forward, row.forward_bytes), (row.both, row.both_bytes)):
-            share = moved / bandwidth / (ms * 1e-3) if ms and moved else None
-            cells.append(_number(share, ".0%"))
-        lines.append("| " + " | ".join([*cells, row.note]) + " |")
-    return lines
+TABLE_HEAD = (
+    "| operator | L | fwd, ms | fwd+bwd, ms | eager fwd | eager fwd+bwd | fwd, ps/elt "
+    "| fwd+bwd, ps/elt | fwd, of copy | fwd+bwd, of copy | |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def table_line(row: Row, width: int, bandwidth: float) -> str:
+    """One line of the Markdown table."""
+    elements = row.length * width
+    cells = [row.operator, str(row.length)]
+    cells += [_number(x) for x in (row.forward, row.both, row.forward_eager, row.both_eager)]
+    for ms in (row.forward, row.both):
+        cells.append(_number(ms and ms * 1e9 / elements))
+    for ms, moved in ((row.forward, row.forward_bytes), (row.both, row.both_bytes)):
+        share = moved / bandwidth / (ms * 1e-3) if ms and moved else None
+        cells.append(_number(share, ".0%"))
+    return "| " + " | ".join([*cells, row.note]) + " |"
 
 
 def main() -> None:
@@ -330,29 +330,31 @@ def main() -> None:
         "width": options.width,
         "copy_bytes_per_second": bandwidth,
     }
+    print(
+        f"{environment['date']}, {environment['gpu']}, torch {environment['torch']}, triton "
+        f"{environment['triton']}; B=1, D={options.width}, bf16; device copy {bandwidth / 1e12:.2f} TB/s\n"
+    )
+    print(TABLE_HEAD)
     rows: list[Row] = []
+
+    def add(row: Row) -> None:
+        rows.append(row)
+        print(table_line(row, options.width, bandwidth), flush=True)
+        torch.cuda.empty_cache()
+
     red = {name: is_right(name, options.width) for name in options.operators}
     for name in options.operators:
         for length in options.lengths:
-            if red[name]:
-                rows.append(Row(name, length, note="not timed: it is wrong here"))
-            else:
-                rows.append(ours(name, length, options.width))
-            torch.cuda.empty_cache()
+            wrong = Row(name, length, note="not timed: it is wrong here")
+            add(wrong if red[name] else ours(name, length, options.width))
     tuned = [name for name in options.peers if name.endswith("(fla)")]
     if tuned and importlib.util.find_spec("fla"):
         compile_peers(tuned, options.width)
     for name in options.peers:
         for length in options.lengths:
-            rows.append(peer(name, length, options.width))
-            torch.cuda.empty_cache()
+            add(peer(name, length, options.width))
             if rows[-1].note.startswith("not installed"):
                 break
-    print(
-        f"{environment['date']}, {environment['gpu']}, torch {environment['torch']}, triton "
-        f"{environment['triton']}; B=1, D={options.width}, bf16; device copy {bandwidth / 1e12:.2f} TB/s\n"
-    )
-    print("\n".join(table(rows, options.width, bandwidth)))
     if options.json:
         figures = {"environment": environment, "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
