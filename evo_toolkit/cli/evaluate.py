@@ -124,7 +124,7 @@ def bits(
     )
 
 
-@evaluate.command()
+@evaluate.command(short_help="Nonsense and missense SNVs against synonymous ones, within strata.")
 @click.argument("genome", required=False, type=click.Path())
 @click.option("--genes", type=click.Path(), metavar="GFF3", help="Its genes; default: called with Pyrodigal (pip install 'evo-toolkit[eval]').")  # fmt: skip
 @_train_option
@@ -168,7 +168,7 @@ def snv(
     run.finish(result, _snv_table)
 
 
-@evaluate.command()
+@evaluate.command(short_help="Essential genes by stop insertion.")
 @click.argument("genome", required=False, type=click.Path())
 @click.argument("labels", required=False, type=click.Path())
 @click.option("--label-column", default="essential", show_default=True, metavar="NAME", help="Column of LABELS with True or False.")  # fmt: skip
@@ -212,7 +212,7 @@ def essentiality(
     run.finish(result, _essentiality_table)
 
 
-@evaluate.command()
+@evaluate.command(short_help="Loss of function in BRCA1 (Findlay 2018).")
 @click.argument("genome", required=False, type=click.Path())
 @click.argument("vcf", required=False, type=click.Path())
 @_train_option
@@ -254,7 +254,9 @@ def brca1(
     run.finish(result, _brca1_table)
 
 
-@evaluate.command("default-window")
+@evaluate.command(
+    "default-window", short_help="The smallest window that ranks SNVs as the largest does."
+)
 @click.argument("genome", required=False, type=click.Path())
 @click.option("--genes", type=click.Path(), metavar="GFF3", help="Its genes; default: called with Pyrodigal.")  # fmt: skip
 @click.option("--num-snvs", type=click.IntRange(3), default=2000, show_default=True, metavar="N", help="Substitutions that are scored.")  # fmt: skip
