@@ -17,7 +17,7 @@ Legend: L context length in tokens, V windows of an epoch.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -267,8 +267,8 @@ class TrainingWindows:
         self.num_left_out = len(segments) - used
         if not used:
             raise EvoDataError(
-                f"no window can be cut: none of {len(segments)} segments has two bases and a "
-                "weight above 0; give more genomes"
+                f"no window can be cut: of {len(segments)} stretches of bases none has two or more "
+                "and a weight above 0; give more genomes"
             )
         kept = [segment for part in chosen.values() for segment in part]
         self._record = np.array([segment.record for segment in kept], np.int64)
@@ -492,25 +492,28 @@ def _pack(sizes: Sequence[int], capacity: int, *, together: bool) -> list[list[i
     Returns:
         Indices of the stretches of each window.
     """
-    order = sorted(range(len(sizes)), key=lambda at: (-sizes[at], at))
+    order = np.argsort(-np.array(sizes, np.int64), kind="stable").tolist()
     if not together:
         return [[at] for at in sorted(order)]
     packs: list[list[int]] = []
-    by_room: dict[int, list[int]] = {}
-    rooms = 0  # bit r is set when a pack with room for r more tokens exists
+    by_room: dict[int, list[int]] = {}  # packs with room for so many tokens more
+    rooms: list[int] = []  # the keys, sorted
     for at in order:
         needed = sizes[at] + 1
-        fitting = rooms >> needed
-        if fitting:
-            room = needed + (fitting & -fitting).bit_length() - 1
+        fitting = bisect_left(rooms, needed)
+        if fitting < len(rooms):
+            room = rooms[fitting]
             pack = by_room[room].pop()
             if not by_room[room]:
-                rooms &= ~(1 << room)
+                del by_room[room], rooms[fitting]
             packs[pack].append(at)
             room -= needed
         else:
             pack, room = len(packs), capacity - sizes[at]
             packs.append([at])
-        by_room.setdefault(room, []).append(pack)
-        rooms |= 1 << room
+        if room in by_room:
+            by_room[room].append(pack)
+        elif room > 2:  # the least that fits is an EOD and two bases
+            by_room[room] = [pack]
+            insort(rooms, room)
     return packs

@@ -39,6 +39,9 @@ from evo_toolkit.errors import UsageError
 
 _log = logging.getLogger("evo_toolkit")
 
+# Share of bases in the windows, below which most of the work goes into padding.
+_WORTH_SAYING = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -242,6 +245,10 @@ class GenomeDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1 or (val_batch_size is not None and val_batch_size < 1):
             raise UsageError(f"batch_size {batch_size} (val {val_batch_size}) must be 1 or more")
+        if context_length < 1:
+            raise UsageError(f"context_length {context_length} must be 1 or more")
+        if num_workers < 0:
+            raise UsageError(f"num_workers {num_workers} must be 0 or more")
         given = [name for name, value in (("val_genomes", val_genomes), ("val_fraction", val_fraction), ("val_contigs", val_contigs), ("split", split)) if value is not None]  # fmt: skip
         if len(given) > 1:
             raise UsageError(f"{given[0]} and {given[1]} are both given; choose one of them")
@@ -337,6 +344,7 @@ class GenomeDataModule(LightningDataModule):
             tags=self.tags,
             groups=self._groups,
         )
+        self._say_if_mostly_empty(self.windows)
         if val is not None:
             # In a keyed order too, so that a few batches are a fair sample of all.
             self.val_windows = TrainingWindows(
@@ -402,6 +410,16 @@ class GenomeDataModule(LightningDataModule):
 
     def _fingerprint(self) -> str | None:
         return None if self.windows is None else self.windows.digest
+
+    def _say_if_mostly_empty(self, windows: TrainingWindows) -> None:
+        filled = windows.num_targets / (windows.num_windows * self.context_length)
+        if filled < _WORTH_SAYING:
+            _log.warning(
+                "only %.0f %% of what the model reads are bases: most stretches are far shorter than "
+                "context_length %d; a shorter context trains faster",
+                100 * filled,
+                self.context_length,
+            )
 
     def _batches_processed(self) -> int:
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)

@@ -309,9 +309,9 @@ def test_a_corpus_shorter_than_a_window_is_one_window(make_corpus: Any, length: 
 @pytest.mark.parametrize(
     ("sequences", "options", "message"),
     [
-        ([b"A"], {}, "none of 1 segments has two bases"),
+        ([b"A"], {}, "of 1 stretches of bases none has two"),
         ([b""], {}, "no window can be cut"),
-        ([], {}, "none of 0 segments"),
+        ([], {}, "of 0 stretches"),
         ([b"ACGT"], {"weights": {"g0": 0}}, "weight above 0"),
         ([b"ACGT"], {"weights": {"g0": -1}}, "from 0 to 1000000"),
         ([b"ACGT"], {"weights": {"g0": float("nan")}}, "weight of g0 is nan"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from evo_toolkit.training.data import (
     EvaluationBatches,
     GenomeDataModule,
     ResumableBatches,
+    WindowDataset,
 )
 
 
@@ -251,6 +253,10 @@ def test_wrong_use_is_said(genomes: Path, tmp_path: Path) -> None:
         GenomeDataModule(str(genomes), val_fraction=0.1, val_contigs=["x"])
     with pytest.raises(UsageError, match="batch_size 0"):
         GenomeDataModule(str(genomes), batch_size=0)
+    with pytest.raises(UsageError, match="context_length 0"):
+        GenomeDataModule(str(genomes), context_length=0)
+    with pytest.raises(UsageError, match="num_workers -1"):
+        GenomeDataModule(str(genomes), num_workers=-1)
     with pytest.raises(EvoDataError, match="absent"):
         ready(GenomeDataModule(str(tmp_path / "absent")))
     with pytest.raises(EvoDataError, match="no record is called 'chr9'"):
@@ -262,6 +268,23 @@ def test_wrong_use_is_said(genomes: Path, tmp_path: Path) -> None:
     empty = write_fasta(tmp_path / "short" / "short.fa", "A")
     with pytest.raises(EvoDataError):
         ready(GenomeDataModule(str(empty)))
+
+
+def test_mostly_padding_is_warned_of(genomes: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", logger="evo_toolkit"):
+        ready(GenomeDataModule(str(genomes), context_length=1000))
+        assert not caplog.records
+        ready(GenomeDataModule(str(genomes), context_length=5000))
+    assert "only 22 % of what the model reads are bases" in caplog.text
+
+
+def test_windows_cross_to_processes_that_share_nothing(genomes: Path) -> None:
+    windows = ready(GenomeDataModule(str(genomes), context_length=32, strands="random")).windows
+    assert windows is not None
+    copy = pickle.loads(pickle.dumps(WindowDataset(windows)))
+    for number in (0, 33, 34, 500, ~7):
+        assert copy[number].window.tokens.tobytes() == windows.sample(max(number, ~number)).tokens.tobytes()  # fmt: skip
+        assert copy[number].counts == (number >= 0)
 
 
 # ---- resuming in a real run
