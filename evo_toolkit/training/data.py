@@ -252,6 +252,11 @@ class GenomeDataModule(LightningDataModule):
         given = [name for name, value in (("val_genomes", val_genomes), ("val_fraction", val_fraction), ("val_contigs", val_contigs), ("split", split)) if value is not None]  # fmt: skip
         if len(given) > 1:
             raise UsageError(f"{given[0]} and {given[1]} are both given; choose one of them")
+        if val_annotations is not None and not given:
+            raise UsageError(
+                "val_annotations are given, but nothing to validate on; give val_genomes, "
+                "val_fraction, val_contigs or split too"
+            )
         # One rank prepares for all: what is prepared may lie on a disk that machines share.
         self.prepare_data_per_node = False
         self.genomes = [genomes] if isinstance(genomes, str | Path) else list(genomes)
@@ -276,6 +281,7 @@ class GenomeDataModule(LightningDataModule):
         self.windows: TrainingWindows | None = None
         self.val_windows: TrainingWindows | None = None
         self._codon_positions: CodonPositions | None = None
+        self._groups: list[str] = []
         self._consumed = 0
         self._counted_from: int | None = None
         self._step_samples = 0
@@ -315,6 +321,7 @@ class GenomeDataModule(LightningDataModule):
         val: tuple[Corpus, Sequence[Segment] | None] | None = None
         if self.val_genomes is not None:
             val = self._corpus(self.val_genomes), None
+            _say_if_known(val[0], corpus)
         elif self.split is not None:
             parts = read_split(self.split, corpus)
             train, val = parts.train, (corpus, parts.val) if parts.val else None
@@ -466,6 +473,20 @@ class GenomeDataModule(LightningDataModule):
             output.parent.mkdir(parents=True, exist_ok=True)
             prepare_corpus(paths, output, groups="parent")
         return Corpus.open(output)
+
+
+def _say_if_known(val: Corpus, train: Corpus) -> None:
+    """Warn of validation records whose very sequence is trained on."""
+    known = {record.sha256 for record in train.records if record.sha256}
+    shared = [record.name for record in val.records if record.sha256 in known]
+    if shared:
+        _log.warning(
+            "%d of %d records of val_genomes are in the training genomes too (%s, ...); results on "
+            "them say nothing about other genomes",
+            len(shared),
+            len(val.records),
+            shared[0],
+        )
 
 
 def is_corpus(path: Path) -> bool:

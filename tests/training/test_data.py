@@ -251,6 +251,8 @@ def test_gaps_are_cut_out(tmp_path: Path) -> None:
 def test_wrong_use_is_said(genomes: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="val_fraction and val_contigs are both given"):
         GenomeDataModule(str(genomes), val_fraction=0.1, val_contigs=["x"])
+    with pytest.raises(UsageError, match="val_annotations are given, but nothing to validate on"):
+        GenomeDataModule(str(genomes), val_annotations="x.gff")
     with pytest.raises(UsageError, match="batch_size 0"):
         GenomeDataModule(str(genomes), batch_size=0)
     with pytest.raises(UsageError, match="context_length 0"):
@@ -276,6 +278,17 @@ def test_mostly_padding_is_warned_of(genomes: Path, caplog: pytest.LogCaptureFix
         assert not caplog.records
         ready(GenomeDataModule(str(genomes), context_length=5000))
     assert "only 22 % of what the model reads are bases" in caplog.text
+
+
+def test_validating_on_what_is_trained_on_is_warned_of(
+    genomes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", logger="evo_toolkit"):
+        one = str(genomes / "one.fa")
+        ready(GenomeDataModule(str(genomes / "two.fa"), context_length=32, val_genomes=one))
+        assert not caplog.records
+        ready(GenomeDataModule(str(genomes), context_length=32, val_genomes=[one]))
+    assert "2 of 2 records of val_genomes are in the training genomes too (one_0" in caplog.text
 
 
 def test_windows_cross_to_processes_that_share_nothing(genomes: Path) -> None:
