@@ -24,6 +24,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -132,23 +133,33 @@ def is_right(name: str, width: int) -> str:
     return ""
 
 
+def _our_function(name: str, length: int, width: int) -> tuple[Function, list[Tensor]]:
+    """An operator as the model calls it, and its inputs: the main one and every parameter."""
+    tensors = testing.make_inputs(Case(name, length, 1, _channels(name, width), GROUP), "cuda")
+    function = OPERATORS[name].function
+    return lambda x, *parameters: function(x, *parameters, backend="triton")[0], [
+        tensors["x"], *(tensors[key] for key in OPERATORS[name].parameters),
+    ]  # fmt: skip
+
+
 def ours(name: str, length: int, width: int) -> Row:
-    """Time one operator as the model calls it: gradients of the input and of every parameter."""
+    """Time one operator with gradients of all its inputs."""
     blocks = 1 if name == "short_conv" else 3
-    channels = _channels(name, width)
-    case = Case(name, length, 1, channels, GROUP)
-    tensors = testing.make_inputs(case, "cuda")
-    elements = length * channels
+    elements = length * _channels(name, width)
     row = Row(
         name, length, forward_bytes=2 * elements * (blocks + 1),
         both_bytes=2 * elements * (blocks + 1 + 2 * blocks + 1),
     )  # fmt: skip
-    function = OPERATORS[name].function
-    return measure(
-        row,
-        lambda x, *parameters: function(x, *parameters, backend="triton")[0],
-        [tensors["x"], *(tensors[key] for key in OPERATORS[name].parameters)],
-    )
+    return measure(row, *_our_function(name, length, width))
+
+
+def run_once(name: str, length: int, width: int) -> None:
+    """Forward and backward once, for a profiler."""
+    function, inputs = _our_function(name, length, width)
+    leaves = [value.detach().requires_grad_() for value in inputs]
+    y = function(*leaves)
+    torch.autograd.grad(y, leaves, torch.randn_like(y))
+    torch.cuda.synchronize()
 
 
 # --- Peers ------------------------------------------------------------------------------------
@@ -262,11 +273,11 @@ def peer(name: str, length: int, width: int) -> Row:
     return row
 
 
-def compile_peers(names: list[str], width: int) -> None:
-    """Compile what tunes itself in parallel processes; minutes one after the other."""
+def _in_processes(function: Callable[..., Any], names: list[str], *arguments: int) -> list[Any]:
+    """`function(name, *arguments)` of every name at once: compiling one after the other takes minutes."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(names), mp_context=context) as pool:
-        list(pool.map(peer, names, [2048] * len(names), [width] * len(names)))
+        return list(pool.map(function, names, *([value] * len(names) for value in arguments)))
 
 
 # --- Report -----------------------------------------------------------------------------------
@@ -316,9 +327,17 @@ def main() -> None:
         help="which of: " + "; ".join(PEERS) + " (default: all; none given: none)",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument(
+        "--once", action="store_true", help="time nothing: run each operator once, for a profiler"
+    )
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("needs an NVIDIA GPU")
+    if options.once:
+        for name in options.operators:
+            for length in options.lengths:
+                run_once(name, length, options.width)
+        return
     import triton
 
     bandwidth = copy_bandwidth()
@@ -342,14 +361,20 @@ def main() -> None:
         print(table_line(row, options.width, bandwidth), flush=True)
         torch.cuda.empty_cache()
 
-    red = {name: is_right(name, options.width) for name in options.operators}
+    red = dict(
+        zip(
+            options.operators,
+            _in_processes(is_right, options.operators, options.width),
+            strict=True,
+        )
+    )
     for name in options.operators:
         for length in options.lengths:
             wrong = Row(name, length, note="not timed: it is wrong here")
             add(wrong if red[name] else ours(name, length, options.width))
     tuned = [name for name in options.peers if name.endswith("(fla)")]
     if tuned and importlib.util.find_spec("fla"):
-        compile_peers(tuned, options.width)
+        _in_processes(peer, tuned, 2048, options.width)
     for name in options.peers:
         for length in options.lengths:
             add(peer(name, length, options.width))
