@@ -33,8 +33,9 @@ BLOCK = 65_536
 """Length of the stretches that `split_by_blocks` holds out, in bases."""
 
 _SCAN = 1 << 24
-_IS_BASE = np.zeros(256, bool)
-_IS_BASE[[*b"ACGTacgt"]] = True
+# What a prepared corpus has for everything that is no base. Tags of documents are no gaps.
+_IS_KNOWN = np.ones(256, bool)
+_IS_KNOWN[[*b"Nn"]] = False
 
 
 class SplitError(EvoDataError):
@@ -306,23 +307,22 @@ def leakage_report(corpus: Corpus, split: Split, *, k: int = K, scale: int = 1) 
 def without_gaps(
     corpus: Corpus, segments: Iterable[Segment] | None = None, *, longest_gap: int = 100
 ) -> list[Segment]:
-    """Cut segments where more than so many bases in a row are no A, C, G or T.
+    """Cut segments at long runs of N.
 
-    The bases of long gaps (runs of N in a scaffold) can be neither learned from nor scored. Reads
-    every segment once.
+    Such gaps of a scaffold can be neither learned from nor scored. Reads every segment once.
 
     Args:
         segments: None means every record.
-        longest_gap: Runs of up to so many bases stay within a segment.
+        longest_gap: Runs of up to so many N stay within a segment.
 
     Returns:
-        What is left of the segments, in their order; ends that are no bases are cut off too.
+        What is left of the segments, in their order; an N at an end of one is cut off too.
     """
     kept = []
     for record, start, stop in whole_records(corpus) if segments is None else segments:
         ends: list[int] = []  # of the runs of bases found so far: start, stop, start, stop, ...
         for low in range(start, stop, _SCAN):
-            known = _IS_BASE[corpus.read(record, low, min(stop, low + _SCAN))]
+            known = _IS_KNOWN[corpus.read(record, low, min(stop, low + _SCAN))]
             edges = low + np.flatnonzero(np.diff(known, prepend=False, append=False))
             for first, last in edges.reshape(-1, 2).tolist():
                 if ends and first - ends[-1] <= longest_gap:

@@ -231,8 +231,8 @@ class GenomeDataModule(LightningDataModule):
             soft_mask_weight: Weight of soft-masked (lower-case) bases in the training loss. In
                 validation they count as others do.
             tags: Text by name of genome that stands before its stretches, unscored (a lineage).
-            skip_gaps: Whether runs of more than 100 letters that are no bases (N) are cut out, which
-                reads the genomes once when a run begins.
+            skip_gaps: Whether runs of more than 100 N are cut out, which reads the genomes once when
+                a run begins.
             seed: Chooses order and strands.
             val_batch_size: Windows in a batch of validation; None means `batch_size`.
             val_strands: Strand of validation windows.

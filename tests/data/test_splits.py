@@ -261,6 +261,9 @@ def test_gaps_against_a_plain_scan(make_corpus: Any, monkeypatch: pytest.MonkeyP
             else:
                 expected.append(Segment(0, at, at + 1))
         assert without_gaps(corpus, longest_gap=longest) == expected
+    tagged = b"|d__Bacteria;|ACNNGT"
+    corpus = make_corpus([tagged])
+    assert without_gaps(corpus) == whole_records(corpus)
     corpus = make_corpus([b"ACNNGT"])
     assert without_gaps(corpus, [Segment(0, 1, 5)], longest_gap=1) == [Segment(0, 1, 2), Segment(0, 4, 5)]  # fmt: skip
     assert whole_records(corpus) == [Segment(0, 0, 6)]
