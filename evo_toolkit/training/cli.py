@@ -197,6 +197,11 @@ def run(args: Sequence[str]) -> None:
         EvoCLI(args)
     except MisconfigurationException as error:
         raise UsageError(" ".join(str(error).split())) from error
+    except SystemExit as end:
+        # Lightning ends the program itself, with the code of an error.
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _quieten() -> None:

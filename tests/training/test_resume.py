@@ -100,6 +100,22 @@ def test_a_killed_run_leaves_whole_files_and_goes_on_as_if_nothing_had_been(
     assert not list((killed / "checkpoints").glob(".*"))
 
 
+def test_ctrl_c_ends_as_everywhere_and_last_goes_on(
+    fit: Fit, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = start(tmp_path, "--model.total_steps", 9999, "--trainer.max_steps", 9999, "--checkpoint.every_n_steps", 3)  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step 10/"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 130
+    assert rest.splitlines()[-1] == "Error: interrupted"
+    last = read_training_checkpoint(find_checkpoints(tmp_path / "checkpoints")[-1])["global_step"]
+    fit(tmp_path, "--model.total_steps", 9999, "--trainer.max_steps", last + 1, "--ckpt_path", "last")  # fmt: skip
+
+
 def test_a_failed_write_leaves_the_older_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
