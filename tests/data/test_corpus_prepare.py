@@ -376,6 +376,17 @@ def test_duplicates(tmp_path: Path) -> None:
     assert f"'one' is the reverse complement of record 'turned' of {b};" in message
 
 
+def test_no_kmer_reaches_from_one_record_into_the_next(tmp_path: Path) -> None:
+    rng = random.Random(10)
+    records = [_random(rng, 35) for _ in range(2000)]
+    for name in "ab":
+        _fasta(tmp_path / f"{name}.fa", {f"r{i}": record for i, record in enumerate(records)})
+        rng.shuffle(records)
+    files = [tmp_path / "a.fa", tmp_path / "b.fa"]
+    prepare(files, tmp_path / "c", duplicates="keep")
+    assert [genome.weight for genome in Corpus.open(tmp_path / "c").genomes] == [0.5, 0.5]
+
+
 # --- what cannot be used ----------------------------------------------------------------------------
 
 
@@ -454,6 +465,28 @@ def test_bad_files(name: str, others: bool, tmp_path: Path) -> None:
         assert manifest.left_out[0].file == str(path)
     found = _content(Corpus.open(tmp_path / "c"))
     assert found == {"a_good/r": "ACGT" * 30, "z_good/r": "ACCT" * 30}
+
+
+@pytest.mark.parametrize("encoding", ["bytes", "packed"])
+def test_what_a_damaged_file_held_is_forgotten(
+    encoding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(9)
+    good, shared = _random(rng, 1001, "ACGTNn"), _random(rng, 2003, "ACGTacgtN")
+    _fasta(tmp_path / "in" / "a.fa", {"r": good})
+    text = _fasta(tmp_path / "b", {"s": shared, "t": _random(rng, 200_000)}).read_bytes()
+    (tmp_path / "in" / "b.fa.gz").write_bytes(gzip.compress(text)[:-30])
+    _fasta(tmp_path / "in" / "c.fa", {"s": shared, "u": _random(rng, 70)})
+    # So that the first record was written when the damage shows.
+    monkeypatch.setattr(sources_module, "_CHUNK", 1000)
+    monkeypatch.setattr(draft_module, "_PIECE", 500)
+    prepare([tmp_path / "in"], tmp_path / "with", encoding=encoding, skip_unusable=True)  # type: ignore[arg-type]
+    (tmp_path / "in" / "b.fa.gz").unlink()
+    prepare([tmp_path / "in"], tmp_path / "without", encoding=encoding)  # type: ignore[arg-type]
+    found, expected = _files(tmp_path / "with"), _files(tmp_path / "without")
+    assert b'"duplicates": []' in found.pop(MANIFEST)
+    del expected[MANIFEST]
+    assert found == expected
 
 
 def test_taking_a_bad_file_away_keeps_the_rest(
