@@ -422,10 +422,14 @@ def test_validation_limits_and_accumulation_do_not_move_the_data(
 
 
 def test_a_new_run_begins_at_the_beginning(genomes: Path, tmp_path: Path) -> None:
+    before, trainer = fit(GenomeDataModule(str(genomes), context_length=32, batch_size=3), 2, tmp_path)  # fmt: skip
+    path = str(tmp_path / "stopped.ckpt")
+    trainer.save_checkpoint(path)
     module = GenomeDataModule(str(genomes), context_length=32, batch_size=4)
-    first, _ = fit(module, 3, tmp_path)
-    second, _ = fit(module, 3, tmp_path)
-    assert first.read == second.read
+    after, _ = fit(module, 5, tmp_path, ckpt_path=path)
+    again, _ = fit(module, 4, tmp_path)
+    assert len(before.rows + after.rows) == 18
+    assert again.rows == (before.rows + after.rows)[:16]
 
 
 def test_other_windows_are_warned_of(
