@@ -209,6 +209,9 @@ def test_a_split_that_does_not_fit_is_refused(
     twice = {**content["parts"], "test": content["parts"]["val"]}
     with pytest.raises(SplitError, match="base 0 is in"):
         read_split(changed(parts=twice), corpus)
+    a_base = {"train": [["g1", "g1r0", 200, 0, 100]], "val": [["g1", "g1r0", 200, 99, 200]]}
+    with pytest.raises(SplitError, match="base 99 is in train and again in val"):
+        read_split(changed(parts={**a_base, "test": []}), corpus)
     outside = {**content["parts"], "val": [["g1", "g1r0", 200, 0, 201]]}
     with pytest.raises(SplitError, match=r"\[0, 201\)"):
         read_split(changed(parts=outside), corpus)
