@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,17 @@ main()
     assert done.stderr.count("\n") == 1 and "File too large" in done.stderr
     assert str(tmp_path / "c") in done.stderr
     assert _run("prepare", genomes, "-o", tmp_path / "c").exit_code == 0
+
+
+def test_the_how_to_page_s_python(
+    genomes: Path, tmp_path: Path, project_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (project_root / "docs/how-to/prepare-a-corpus.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    genomes.rename("genomes")
+    exec(code, (names := {}))
+    assert names["bases"].tobytes() == b"GATTACA"
 
 
 def test_no_torch_and_no_lightning(genomes: Path, tmp_path: Path) -> None:
