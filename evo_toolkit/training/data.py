@@ -454,7 +454,7 @@ class GenomeDataModule(LightningDataModule):
             "collate_fn": batch_of,
             "num_workers": workers,
             "persistent_workers": workers > 0,
-            "prefetch_factor": 4 if workers else None,
+            "prefetch_factor": 2 if workers else None,
             "pin_memory": torch.cuda.is_available(),
         }
 
@@ -469,9 +469,17 @@ class GenomeDataModule(LightningDataModule):
             if is_corpus(path):
                 raise UsageError(f"{path} is a corpus already; give it alone, or the genomes it is made of")  # fmt: skip
         output = (self.cache_dir or default_cache_dir() / "corpora") / _identity(paths)
-        if prepare:
+        if prepare and not is_corpus(output):
+            _log.info("preparing %s in %s (once)", ", ".join(map(str, paths)), output)
             output.parent.mkdir(parents=True, exist_ok=True)
-            prepare_corpus(paths, output, groups="parent")
+            made = prepare_corpus(paths, output, groups="parent")
+            if made.duplicates or made.left_out:
+                _log.warning(
+                    "%d duplicate records and %d that cannot be used were left out; %s names them",
+                    sum(not duplicate.kept for duplicate in made.duplicates),
+                    len(made.left_out),
+                    output / "manifest.json",
+                )
         return Corpus.open(output)
 
 

@@ -185,6 +185,17 @@ def test_the_cache_is_used_again_until_a_file_changes(genomes: Path, tmp_path: P
     assert direct.windows.digest == again.windows.digest
 
 
+def test_what_preparing_leaves_out_is_said(genomes: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_fasta(genomes / "three.fa", random_text(1, 700), "", random_text(8, 60))
+    with caplog.at_level("INFO", logger="evo_toolkit"):
+        ready(GenomeDataModule(str(genomes), context_length=32))
+        ready(GenomeDataModule(str(genomes), context_length=32))
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert said[0].startswith(f"preparing {genomes} in ")
+    assert said[1].startswith("1 duplicate records and 1 that cannot be used were left out")
+
+
 def test_validation_of_each_kind(genomes: Path, tmp_path: Path) -> None:
     other = write_fasta(tmp_path / "other" / "three.fa", random_text(5, 90) + "acgtn" * 10)
     module = ready(
