@@ -122,6 +122,8 @@ class Draft:
 
     def resume(self, inputs: Sequence[Input]) -> list[Input]:
         """Cut the files back to what a former run finished, and return the sources still to do."""
+        for leftover in self._work.glob(".*.tmp"):
+            leftover.unlink()
         entries, waiting = self._kept(inputs)
         for item in inputs[: len(inputs) - len(waiting)]:
             self._meter.end(item)
