@@ -6,8 +6,10 @@ and a run that resumes reads the samples it would have read, with other ranks, r
 
 from __future__ import annotations
 
+import fcntl
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -470,17 +472,33 @@ class GenomeDataModule(LightningDataModule):
                 raise UsageError(f"{path} is a corpus already; give it alone, or the genomes it is made of")  # fmt: skip
         output = (self.cache_dir or default_cache_dir() / "corpora") / _identity(paths)
         if prepare and not is_corpus(output):
-            _log.info("preparing %s in %s (once)", ", ".join(map(str, paths)), output)
             output.parent.mkdir(parents=True, exist_ok=True)
-            made = prepare_corpus(paths, output, groups="parent")
-            if made.duplicates or made.left_out:
-                _log.warning(
-                    "%d duplicate records and %d that cannot be used were left out; %s names them",
-                    sum(not duplicate.kept for duplicate in made.duplicates),
-                    len(made.left_out),
-                    output / "manifest.json",
-                )
+            with _one_at_a_time(output.with_suffix(".lock")):
+                _prepare_in_cache(paths, output)
         return Corpus.open(output)
+
+
+@contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    """Wait until no other run on this machine prepares the same genomes."""
+    with lock.open("w") as handle:
+        with suppress(OSError):  # some network file systems know no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _prepare_in_cache(paths: Sequence[Path], output: Path) -> None:
+    if is_corpus(output):  # made by the run that was waited for
+        return
+    _log.info("preparing %s in %s (once)", ", ".join(map(str, paths)), output)
+    made = prepare_corpus(paths, output, groups="parent")
+    if made.duplicates or made.left_out:
+        _log.warning(
+            "%d duplicate records and %d that cannot be used were left out; %s names them",
+            sum(not duplicate.kept for duplicate in made.duplicates),
+            len(made.left_out),
+            output / "manifest.json",
+        )
 
 
 def _say_if_known(val: Corpus, train: Corpus) -> None:

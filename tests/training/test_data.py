@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def test_a_folder_of_fasta_becomes_batches(genomes: Path) -> None:
 
 def test_the_cache_is_used_again_until_a_file_changes(genomes: Path, tmp_path: Path) -> None:
     def folders() -> set[str]:
-        return {path.name for path in (tmp_path / "mine").iterdir()}
+        return {path.name for path in (tmp_path / "mine").iterdir() if path.is_dir()}
 
     def module() -> GenomeDataModule:
         return GenomeDataModule([str(genomes)], context_length=32, cache_dir=str(tmp_path / "mine"))
@@ -194,6 +195,15 @@ def test_what_preparing_leaves_out_is_said(genomes: Path, caplog: pytest.LogCapt
     assert len(said) == 2
     assert said[0].startswith(f"preparing {genomes} in ")
     assert said[1].startswith("1 duplicate records and 1 that cannot be used were left out")
+
+
+def test_runs_that_start_together_prepare_once(
+    genomes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    modules = [GenomeDataModule(str(genomes), context_length=32) for _ in range(4)]
+    with caplog.at_level("INFO", logger="evo_toolkit"), ThreadPoolExecutor(4) as threads:
+        list(threads.map(ready, modules))
+    assert sum("preparing" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_validation_of_each_kind(genomes: Path, tmp_path: Path) -> None:
