@@ -214,7 +214,7 @@ def test_where_the_host_looks_later_nothing_after_a_bad_update_counts(
     own = module()
     honest = own.raise_if_not_finite
     monkeypatch.setattr(own, "raise_if_not_finite", lambda: None)
-    train(tmp_path, own, data={"batch_size": 4, "poison_from": 8}, max_steps=5)
+    train(tmp_path, own, data={"batch_size": 4, "poison_from": 8, "poison_count": 4}, max_steps=5)
     clean = module(total_steps=5)
     train(tmp_path, clean, data={"batch_size": 4}, max_steps=2)
     for key, value in weights(own).items():

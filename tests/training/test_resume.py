@@ -38,11 +38,27 @@ def test_interrupted_is_uninterrupted(
     fit: Fit, tmp_path: Path, checkpoint_of: Load, same_state: Same, accumulate: int
 ) -> None:
     options = ("--trainer.accumulate_grad_batches", accumulate, "--model.total_steps", 6)
-    options = (*options, "--trainer.limit_val_batches", 2, "--trainer.val_check_interval", 3)
+    options = (
+        *options,
+        "--trainer.limit_val_batches",
+        2,
+        "--trainer.val_check_interval",
+        3,
+        "--checkpoint.keep",
+        0,
+    )
     fit(tmp_path / "whole", *options)
     for stop in (2, 3, 6):
         fit(tmp_path / "parts", *options, "--trainer.max_steps", stop, "--ckpt_path", "last")
-    compare(checkpoint_of(tmp_path / "whole", 6), checkpoint_of(tmp_path / "parts", 6), same_state)
+    for step in (2, 4, 6):
+        # A file written within an accumulation would count part of it.
+        whole = checkpoint_of(tmp_path / "whole", step)
+        assert whole["ToyData"]["consumed"] == step * accumulate * 4
+        compare(
+            whole,
+            checkpoint_of(tmp_path / "parts", step),
+            same_state,
+        )
     curves = [
         [
             line.split(",")[header.index("train/loss")]

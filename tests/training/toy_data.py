@@ -19,8 +19,6 @@ from torch.utils.data import DataLoader, IterableDataset
 _WEIGHTS = torch.zeros(256)
 _WEIGHTS[list(b"ACGT")] = 1.0
 _WEIGHTS[list(b"acgt")] = 0.1
-POISON = 7
-"""A byte in the text that makes the weight of its window infinite."""
 
 
 class _Stream(IterableDataset[dict[str, Tensor]]):
@@ -47,6 +45,7 @@ class ToyData(LightningDataModule):
         seed: int = 0,
         codons: bool = False,
         poison_from: int | None = None,
+        poison_count: int = 10**9,
     ) -> None:
         super().__init__()
         self.context_length, self.batch_size, self.seed = context_length, batch_size, seed
@@ -54,7 +53,7 @@ class ToyData(LightningDataModule):
         text = "".join(line for line in lines if not line.startswith(">"))
         self.text = torch.from_numpy(np.frombuffer(text.encode(), dtype=np.uint8).copy())
         self.codons = codons
-        self.poison_from = poison_from
+        self.poison_from, self.poison_count = poison_from, poison_count
         self.consumed = 0
         self._at_start = 0
 
@@ -66,7 +65,7 @@ class ToyData(LightningDataModule):
         lower = int(generator.integers(self.context_length))
         raw[:lower] |= 0x20
         weights = _WEIGHTS[raw.long()][1:].clone()
-        if self.poison_from is not None and number >= self.poison_from:
+        if self.poison_from is not None and 0 <= number - self.poison_from < self.poison_count:
             weights[0] = float("nan")
         tokens = (raw & 0xDF).long()
         batch = {
