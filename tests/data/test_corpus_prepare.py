@@ -571,6 +571,35 @@ def test_an_existing_corpus(genomes: Path, tmp_path: Path) -> None:
         prepare([genomes], output, cluster=False)
 
 
+def test_a_finished_corpus_may_be_read_only(
+    genomes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = prepare([genomes], tmp_path / "c")
+
+    def refuse(self: Path, *args: object, **options: object) -> None:
+        raise PermissionError(30, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert prepare([genomes], tmp_path / "c") == manifest
+    with pytest.raises(OSError, match="Read-only"):
+        prepare([genomes], tmp_path / "other")
+
+
+def test_the_digest_is_of_the_content(genomes: Path, tmp_path: Path) -> None:
+    def digest(folder: Path, **options: object) -> str:
+        prepare([folder], tmp_path / "c", force=True, **options)  # type: ignore[arg-type]
+        return Corpus.open(tmp_path / "c").digest
+
+    first = digest(genomes, groups="parent")
+    shutil.copytree(genomes, tmp_path / "moved")
+    assert digest(tmp_path / "moved", groups="parent") == first
+    others = [digest(genomes), digest(genomes, groups="parent", cluster=False)]
+    path = tmp_path / "moved" / "fungi" / "c.fa"
+    path.write_bytes(path.read_bytes().replace(b"NNN", b"nnn", 1))
+    others.append(digest(tmp_path / "moved", groups="parent"))
+    assert len({first, *others}) == 4
+
+
 @pytest.mark.parametrize("name", [SEQUENCE, RECORDS, INTERVALS, MANIFEST])
 @pytest.mark.parametrize("harm", ["cut", "gone", "flipped"])
 def test_a_damaged_corpus(name: str, harm: str, genomes: Path, tmp_path: Path) -> None:

@@ -282,8 +282,9 @@ class Corpus:
         record_genomes: Index of each record's genome, int64 `[R]`.
         num_bases: Sum of the lengths.
         manifest: The manifest; None for a Megatron corpus.
-        digest: SHA-256 that changes with anything in the corpus (of the manifest, which holds
-            those of the other files; of a Megatron corpus, of the .idx and the size of the .bin).
+        digest: SHA-256 of what training reads: sequences, records, genomes with their groups,
+            clusters and weights; not of where they came from. (Of a Megatron corpus, of the .idx
+            and the size of the .bin.)
     """
 
     def __init__(
@@ -341,7 +342,7 @@ class Corpus:
             genomes=manifest.genomes,
             records=read_records(path / RECORDS),
             sequence=sequence,
-            digest=hashlib.sha256(text).hexdigest(),
+            digest=_digest(manifest),
             manifest=manifest,
         )
         corpus._check(manifest)
@@ -482,6 +483,12 @@ def read_records(path: Path) -> list[Record]:
         except ValueError as error:
             raise CorpusError(f"{path}:{number}: damaged; prepare the corpus anew") from error
     return records
+
+
+def _digest(manifest: Manifest) -> str:
+    files = sorted((name, entry.sha256) for name, entry in manifest.files.items())
+    genomes = [(g.name, g.group, g.cluster, g.weight, g.num_records) for g in manifest.genomes]
+    return hashlib.sha256(json.dumps([files, genomes]).encode()).hexdigest()
 
 
 def _check_size(path: Path, size: int) -> None:

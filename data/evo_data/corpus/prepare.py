@@ -101,10 +101,19 @@ def prepare(
     inputs = find_sources(genomes)
     group_of = _groups([item.path for item in inputs], groups)
     _check_folder(output)
+
+    def existing() -> Manifest | None:
+        return _existing(output, inputs, encoding, settings, group_of, skip_unusable)
+
+    if not (output / WORK).exists():
+        # Without a lock, and so without writing: a finished corpus may be read-only.
+        found = existing()
+        if found is not None:
+            return found
     with _naming(output), _locked(output) as work:
         _complete_move(work, output)
         if (output / MANIFEST).exists():
-            found = _existing(output, inputs, encoding, settings, group_of, skip_unusable)
+            found = existing()
             if found is not None:
                 shutil.rmtree(work)
                 return found
