@@ -7,7 +7,6 @@ are in the same part, because a window read in reverse comes from the same segme
 from __future__ import annotations
 
 import gzip
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,12 +20,8 @@ import numpy as np
 
 from evo_data.corpus import Corpus
 from evo_data.errors import EvoDataError
-from evo_data.files import atomic_output
-from evo_data.kmers import K, corpus_sequences, shared_kmers_each
 from evo_data.permutation import permute
 
-FORMAT = "evo split"
-FORMAT_VERSION = 1
 PARTS = ("train", "val", "test")
 
 BLOCK = 65_536
@@ -77,6 +72,35 @@ def whole_records(corpus: Corpus) -> list[Segment]:
 def num_bases(segments: Iterable[Segment]) -> int:
     """Total length of segments, in bases."""
     return sum(segment.stop - segment.start for segment in segments)
+
+
+def without_gaps(
+    corpus: Corpus, segments: Iterable[Segment] | None = None, *, longest_gap: int = 100
+) -> list[Segment]:
+    """Cut segments at long runs of N.
+
+    Such gaps of a scaffold can be neither learned from nor scored. Reads every segment once.
+
+    Args:
+        segments: None means every record.
+        longest_gap: Runs of up to so many N stay within a segment.
+
+    Returns:
+        What is left of the segments, in their order; an N at an end of one is cut off too.
+    """
+    kept = []
+    for record, start, stop in whole_records(corpus) if segments is None else segments:
+        ends: list[int] = []  # of the runs of bases found so far: start, stop, start, stop, ...
+        for low in range(start, stop, _SCAN):
+            known = _IS_KNOWN[corpus.read(record, low, min(stop, low + _SCAN))]
+            edges = low + np.flatnonzero(np.diff(known, prepend=False, append=False))
+            for first, last in edges.reshape(-1, 2).tolist():
+                if ends and first - ends[-1] <= longest_gap:
+                    ends[-1] = last
+                else:
+                    ends += [first, last]
+        kept += [Segment(record, *ends[at : at + 2]) for at in range(0, len(ends), 2)]
+    return kept
 
 
 def split_by_contigs(corpus: Corpus, *, val: Sequence[str], test: Sequence[str] = ()) -> Split:
@@ -205,7 +229,7 @@ def split_by_blocks(
             joined[-1] = joined[-1]._replace(stop=segment.stop)
         else:
             joined.append(segment)
-    return _split(corpus, parts, method)
+    return checked_split(corpus, parts, method)
 
 
 def split_by_bed(
@@ -245,186 +269,7 @@ def split_by_bed(
         "test": None if test is None else str(test),
         "margin": margin,
     }
-    return _split(corpus, {"train": train, **held}, method)
-
-
-class Leakage(NamedTuple):
-    """How much of a held-out part stands in another part too.
-
-    Attributes:
-        part: "val" or "test".
-        against: The part it is compared with.
-        genome: Name of the genome whose share it is, or None for the whole part.
-        num_bases: Length of what is held out, in bases.
-        shared: Share of its distinct k-mers (either strand) that occur in `against`, 0 to 1.
-    """
-
-    part: str
-    against: str
-    genome: str | None
-    num_bases: int
-    shared: float
-
-
-def leakage_report(corpus: Corpus, split: Split, *, k: int = K, scale: int = 1) -> list[Leakage]:
-    """Return what validation and test share with the parts before them, as a whole and by genome.
-
-    A 31-mer that occurs in both by chance is rare (one in 10^9 for two bacteria), so a share is
-    close to the part of the sequence that has a near copy there: a repeat, a strain, a plasmid.
-
-    Args:
-        k: Length of the words, 1 to 32.
-        scale: 1 counts every k-mer (16 bytes of memory each); more, one in so many.
-
-    Returns:
-        For each of (val, train), (test, train), (test, val) that is not empty: the whole first,
-        then its genomes, those that share most first.
-    """
-    rows = []
-    for part, against in (("val", "train"), ("test", "train"), ("test", "val")):
-        held, other = split.parts()[part], split.parts()[against]
-        if not held or not other:
-            continue
-        by_genome: dict[int, list[Segment]] = defaultdict(list)
-        for segment in held:
-            by_genome[corpus.records[segment.record].genome].append(segment)
-        queries = [held, *by_genome.values()]
-        shares = shared_kmers_each(
-            [corpus_sequences(corpus, segments, k) for segments in queries],
-            corpus_sequences(corpus, other, k),
-            k,
-            scale,
-        )
-        names = [None, *(corpus.genomes[genome].name for genome in by_genome)]
-        of_part = [
-            Leakage(part, against, name, num_bases(segments), share)
-            for name, segments, share in zip(names, queries, shares, strict=True)
-        ]
-        rows += [of_part[0], *sorted(of_part[1:], key=lambda row: (-row.shared, row.genome or ""))]
-    return rows
-
-
-def without_gaps(
-    corpus: Corpus, segments: Iterable[Segment] | None = None, *, longest_gap: int = 100
-) -> list[Segment]:
-    """Cut segments at long runs of N.
-
-    Such gaps of a scaffold can be neither learned from nor scored. Reads every segment once.
-
-    Args:
-        segments: None means every record.
-        longest_gap: Runs of up to so many N stay within a segment.
-
-    Returns:
-        What is left of the segments, in their order; an N at an end of one is cut off too.
-    """
-    kept = []
-    for record, start, stop in whole_records(corpus) if segments is None else segments:
-        ends: list[int] = []  # of the runs of bases found so far: start, stop, start, stop, ...
-        for low in range(start, stop, _SCAN):
-            known = _IS_KNOWN[corpus.read(record, low, min(stop, low + _SCAN))]
-            edges = low + np.flatnonzero(np.diff(known, prepend=False, append=False))
-            for first, last in edges.reshape(-1, 2).tolist():
-                if ends and first - ends[-1] <= longest_gap:
-                    ends[-1] = last
-                else:
-                    ends += [first, last]
-        kept += [Segment(record, *ends[at : at + 2]) for at in range(0, len(ends), 2)]
-    return kept
-
-
-def write_split(
-    path: Path | str,
-    split: Split,
-    corpus: Corpus,
-    *,
-    leakage: Sequence[Leakage] = (),
-    force: bool = False,
-) -> None:
-    """Write a split as JSON, records by name, whole or not at all.
-
-    Args:
-        leakage: What `leakage_report` found, to stand in the file.
-
-    Raises:
-        EvoDataError: if the file exists and `force` is not given, or cannot be written.
-    """
-    parts = {
-        part: [
-            [corpus.genomes[record.genome].name, record.name, record.length, start, stop]
-            for record, start, stop in (
-                (corpus.records[segment.record], segment.start, segment.stop)
-                for segment in segments
-            )
-        ]
-        for part, segments in split.parts().items()
-    }
-    content = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "corpus": corpus.digest,
-        "method": dict(split.method),
-        "columns": ["genome", "record", "record_length", "start", "stop"],
-        "leakage": [row._asdict() for row in leakage],
-        "parts": {},
-    }
-    # A line for each segment: a file that can be read, compared and searched.
-    head = json.dumps(content, indent=1).removesuffix("{}\n}")
-    body = ",\n".join(
-        f"  {json.dumps(part)}: [" + ",".join(f"\n   {json.dumps(row)}" for row in rows) + "]"
-        for part, rows in parts.items()
-    )
-    with atomic_output(path, force=force) as temporary:
-        temporary.write_text(f"{head}{{\n{body}\n }}\n}}\n", encoding="utf-8")
-
-
-def read_split(path: Path | str, corpus: Corpus) -> Split:
-    """Read a split that `write_split` wrote, for the same corpus or one with the same records.
-
-    Raises:
-        SplitError: if the file is no split, or does not fit the corpus.
-    """
-    path = Path(path)
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise SplitError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise SplitError(f"{path}: not the manifest of a split ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise SplitError(
-            f"{path}: not the manifest of a split; make one with evo-toolkit data split"
-        )
-    if content.get("format_version") != FORMAT_VERSION:
-        raise SplitError(
-            f"{path}: format version {content.get('format_version')}, this program reads "
-            f"{FORMAT_VERSION}; update it, or split again"
-        )
-    index = {
-        (corpus.genomes[record.genome].name, record.name): at
-        for at, record in enumerate(corpus.records)
-    }
-    parts: dict[str, list[Segment]] = {}
-    try:
-        for part in PARTS:
-            parts[part] = []
-            for genome, name, length, start, stop in content["parts"][part]:
-                at = index.get((genome, name))
-                if at is None or corpus.records[at].length != length:
-                    raise SplitError(
-                        f"{path}: made for another corpus: record {name} of {genome} with {length} "
-                        f"bases is not in {corpus.path}; split that corpus"
-                    )
-                parts[part].append(Segment(at, int(start), int(stop)))
-        return _split(corpus, parts, dict(content.get("method", {})))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise SplitError(f"{path}: damaged ({error}); split again") from error
-    except ValueError as error:
-        raise (
-            error
-            if isinstance(error, SplitError)
-            else SplitError(f"{path}: damaged ({error}); split again")
-        ) from error
+    return checked_split(corpus, {"train": train, **held}, method)
 
 
 # What a keyed choice is for; part of the key.
@@ -465,11 +310,18 @@ def _of_records(corpus: Corpus, part_of: Sequence[str], method: dict[str, Any]) 
     parts: dict[str, list[Segment]] = {part: [] for part in PARTS}
     for segment in whole_records(corpus):
         parts[part_of[segment.record]].append(segment)
-    return _split(corpus, parts, method)
+    return checked_split(corpus, parts, method)
 
 
-def _split(corpus: Corpus, parts: Mapping[str, list[Segment]], method: dict[str, Any]) -> Split:
-    """A checked split."""
+def checked_split(
+    corpus: Corpus, parts: Mapping[str, list[Segment]], method: dict[str, Any]
+) -> Split:
+    """Return a split of segments by part.
+
+    Raises:
+        SplitError: if a segment is not within its record, a base is in two parts, or there is
+            nothing to train on or nothing held out.
+    """
     taken: dict[int, list[tuple[int, int, str]]] = defaultdict(list)
     for part, segments in parts.items():
         for record, start, stop in segments:

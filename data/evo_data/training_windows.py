@@ -17,7 +17,7 @@ Legend: L context length in tokens, V windows of an epoch.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -29,8 +29,10 @@ from numpy.typing import NDArray
 from evo_data.alphabet import complement_table
 from evo_data.corpus import Corpus
 from evo_data.errors import EvoDataError
+from evo_data.packing import pack
 from evo_data.permutation import keyed_hash, permute
 from evo_data.splits import Segment, whole_records
+from evo_data.tags import has_control_letters, tag_mask
 from evo_data.tokenizer import ByteTokenizer
 
 EOD = ByteTokenizer.eod_id
@@ -52,12 +54,6 @@ _FOR_ORDER, _FOR_STRAND, _FOR_CHOICE, _FOR_GRID = 1, 2, 3, 4
 
 _COMPLEMENT = np.frombuffer(complement_table(), np.uint8)
 _UPPER = np.frombuffer(bytes(range(256)).upper(), np.uint8)
-_SPAN_ENDS = np.zeros(256, bool)
-_SPAN_ENDS[[ord("|"), EOD]] = True
-_IN_TAGS = np.zeros(256, bool)
-_IN_TAGS[[ord(c) for c in "_; "]] = True
-_CONTROL = np.zeros(256, bool)
-_CONTROL[[*b"|_; @#", EOD]] = True
 
 
 class Piece(NamedTuple):
@@ -286,7 +282,7 @@ class TrainingWindows:
             whole = self._whole[first : first + len(part)]
             rests = first + np.flatnonzero(self._rest[first : first + len(part)])
             sizes = self._rest[rests] + 1 + self._tag_sizes(rests)
-            packs = _pack(sizes.tolist(), self.context_length + 1, together=pack_short)
+            packs = pack(sizes.tolist(), self.context_length + 1, together=pack_short)
             step = max(1, round(weight * _UNIT))
             num_windows = int(whole.sum()) + len(packs)
             self._classes.append(
@@ -374,7 +370,7 @@ class TrainingWindows:
     def _assemble(self, stretches: list[Segment], reverse: bool, group: int) -> Window:
         bases = [self.corpus.read(*stretch) for stretch in stretches]
         # A tag within the sequence has no reverse complement.
-        tagged = [bool(_CONTROL[raw].any()) for raw in bases]
+        tagged = [has_control_letters(raw) for raw in bases]
         reverse = reverse and not any(tagged)
         if reverse:
             stretches, bases = stretches[::-1], [_COMPLEMENT[raw[::-1]] for raw in bases[::-1]]
@@ -406,28 +402,6 @@ class TrainingWindows:
             strand="-" if reverse else "+",
             group=group,
         )
-
-
-def tag_mask(tokens: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return where a sequence holds control letters and phylogenetic tags instead of bases.
-
-    These are `@` and `#`, bars, and everything between two bars (or a bar and an EOD or an end, for
-    a tag that was cut) in which an underscore, a semicolon or a blank stands.
-
-    Args:
-        tokens: Bytes, `[N]`, in either case.
-
-    Returns:
-        bool `[N]`.
-
-    Source: savanna, `mask_loss_control_tags`.
-    """
-    ends = _SPAN_ENDS[tokens]
-    span = np.cumsum(ends)
-    is_tag = np.zeros(int(span[-1]) + 1 if span.size else 1, bool)
-    is_tag[span[_IN_TAGS[tokens]]] = True
-    letters = (tokens == ord("@")) | (tokens == ord("#")) | (tokens == ord("|"))
-    return letters | (is_tag[span] & ~ends)
 
 
 def _content(corpus: Corpus) -> str:
@@ -480,40 +454,3 @@ def _refuse_unknown(given: Mapping[str, object], known: Sequence[str], what: str
     if unknown:
         some = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
         raise EvoDataError(f"{what} names {unknown[0]!r}, which the corpus has not; it has {some}")
-
-
-def _pack(sizes: Sequence[int], capacity: int, *, together: bool) -> list[list[int]]:
-    """Distribute stretches over windows: longest first, each where it leaves the least room.
-
-    Args:
-        sizes: Tokens of each stretch, at most `capacity`; one more goes between two.
-        capacity: Tokens of a window.
-
-    Returns:
-        Indices of the stretches of each window.
-    """
-    order = np.argsort(-np.array(sizes, np.int64), kind="stable").tolist()
-    if not together:
-        return [[at] for at in sorted(order)]
-    packs: list[list[int]] = []
-    by_room: dict[int, list[int]] = {}  # packs with room for so many tokens more
-    rooms: list[int] = []  # the keys, sorted
-    for at in order:
-        needed = sizes[at] + 1
-        fitting = bisect_left(rooms, needed)
-        if fitting < len(rooms):
-            room = rooms[fitting]
-            pack = by_room[room].pop()
-            if not by_room[room]:
-                del by_room[room], rooms[fitting]
-            packs[pack].append(at)
-            room -= needed
-        else:
-            pack, room = len(packs), capacity - sizes[at]
-            packs.append([at])
-        if room in by_room:
-            by_room[room].append(pack)
-        elif room > 2:  # the least that fits is an EOD and two bases
-            by_room[room] = [pack]
-            insort(rooms, room)
-    return packs

@@ -13,7 +13,8 @@ from evo_toolkit.errors import UsageError
 
 if TYPE_CHECKING:
     from evo_data.corpus import Corpus
-    from evo_data.splits import Leakage, Split
+    from evo_data.leakage import Leakage
+    from evo_data.splits import Split
 
 # Genomes that are named because they share most, and from which share on a part is worth a warning.
 _SHOWN = 5
@@ -77,15 +78,15 @@ def split_command(
     """
     from evo_data.corpus import Corpus
     from evo_data.files import check_output
+    from evo_data.leakage import leakage_report
+    from evo_data.split_manifest import write_split
     from evo_data.splits import (
         BLOCK,
-        leakage_report,
         split_by_bed,
         split_by_blocks,
         split_by_clusters,
         split_by_contigs,
         split_by_genomes,
-        write_split,
     )
 
     takes = {

@@ -6,178 +6,35 @@ and a run that resumes reads the samples it would have read, with other ranks, r
 
 from __future__ import annotations
 
-import fcntl
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from hashlib import sha256
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
-from evo_data.batches import collate, step_samples
-from evo_data.codon_positions import OUTSIDE, CodonPositions, read_codon_positions
+from evo_data.codon_positions import CodonPositions, read_codon_positions
 from evo_data.corpus import Corpus
-from evo_data.corpus.megatron import megatron_prefix
-from evo_data.corpus.prepare import prepare as prepare_corpus
-from evo_data.corpus.sources import find_sources
-from evo_data.splits import (
-    Segment,
-    read_split,
-    split_by_blocks,
-    split_by_contigs,
-    without_gaps,
-)
-from evo_data.training_windows import SOFT_MASK_WEIGHT, Strands, TrainingWindows, Window
-from evo_toolkit.checkpoint.cache import cache_dir as default_cache_dir
+from evo_data.split_manifest import read_split
+from evo_data.splits import Segment, split_by_blocks, split_by_contigs, without_gaps
+from evo_data.training_windows import SOFT_MASK_WEIGHT, Strands, TrainingWindows
 from evo_toolkit.errors import UsageError
+from evo_toolkit.training.genome_cache import open_genomes
+from evo_toolkit.training.loading import (
+    EvaluationBatches,
+    ResumableBatches,
+    Row,
+    TrainingLoader,
+    WindowDataset,
+    batch_of,
+)
 
 _log = logging.getLogger("evo_toolkit")
 
 # Share of bases in the windows, below which most of the work goes into padding.
 _WORTH_SAYING = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A window on its way to a batch.
-
-    Attributes:
-        window: The window.
-        counts: False for a row that only fills a batch up.
-        codon_position: Of each token, int8 `[L + 1]`, where annotations were given.
-    """
-
-    window: Window
-    counts: bool
-    codon_position: NDArray[np.int8] | None = None
-
-
-class WindowDataset(Dataset[Row]):
-    """Samples by number: `n` counts windows across epochs; `~n` is the same with no weight."""
-
-    def __init__(
-        self, windows: TrainingWindows, codon_positions: CodonPositions | None = None
-    ) -> None:
-        self.windows = windows
-        self.codon_positions = codon_positions
-
-    def __len__(self) -> int:
-        return len(self.windows)
-
-    def __getitem__(self, number: int) -> Row:
-        counts = number >= 0
-        window = self.windows.sample(number if counts else ~number)
-        if self.codon_positions is None:
-            return Row(window, counts)
-        positions = np.full(window.tokens.size, OUTSIDE, np.int8)
-        for record, start, stop, at in window.pieces:
-            own = self.codon_positions.read(record, start, stop)
-            positions[at : at + own.size] = own if window.strand == "+" else own[::-1]
-        return Row(window, counts, positions)
-
-
-class ResumableBatches(Sampler[list[int]]):
-    """Batches of training samples of one rank, from where the run is to the end of its epoch.
-
-    Every epoch has the same number of batches, enough for its V windows and for whole optimizer
-    steps; what the last ones take beyond the V windows are the first of the next epoch.
-    """
-
-    def __init__(
-        self,
-        num_windows: int,
-        *,
-        batch_size: int,
-        rank: int,
-        num_ranks: int,
-        consumed: Callable[[], int],
-        accumulate: int = 1,
-    ) -> None:
-        """Deal `num_windows` to an epoch.
-
-        Args:
-            batch_size: Rows of a batch, on each rank.
-            rank, num_ranks: This rank, from 0, of how many.
-            consumed: Says how many samples the run has used when an epoch begins or goes on.
-            accumulate: Batches to an optimizer step.
-        """
-        self.batch_size = batch_size
-        self.rank = rank
-        self.num_ranks = num_ranks
-        self._consumed = consumed
-        self._num_batches = accumulate * -(-num_windows // (batch_size * num_ranks * accumulate))
-
-    def __len__(self) -> int:
-        return self._num_batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        consumed = self._consumed()
-        done = consumed // (self.batch_size * self.num_ranks) % self._num_batches
-        batches = step_samples(
-            consumed, batch_size=self.batch_size, rank=self.rank, num_ranks=self.num_ranks
-        )
-        for _ in range(done, self._num_batches):
-            yield next(batches)
-
-
-class EvaluationBatches(Sampler[list[int]]):
-    """Every window once over all ranks, in equal numbers of full batches on each.
-
-    What is missing in the last batches is filled with windows of no weight, so that no rank waits
-    for another and every batch has the same shape.
-    """
-
-    def __init__(self, num_windows: int, *, batch_size: int, rank: int, num_ranks: int) -> None:
-        self._num_windows = num_windows
-        self._batch_size = batch_size
-        self._rank = rank
-        self._num_ranks = num_ranks
-
-    def __len__(self) -> int:
-        return -(-self._num_windows // (self._batch_size * self._num_ranks))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        batches = step_samples(
-            0, batch_size=self._batch_size, rank=self._rank, num_ranks=self._num_ranks
-        )
-        for _ in range(len(self)):
-            yield [
-                number if number < self._num_windows else ~(number % self._num_windows)
-                for number in next(batches)
-            ]
-
-
-class _TrainingLoader(DataLoader[Row]):
-    # Lightning asks a loader for its place in the epoch; ours follows from the data module's state.
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
-def batch_of(rows: Sequence[Row]) -> dict[str, Tensor]:
-    """Return a batch: `input_ids`, `targets` int64 and `weights` float32 `[B, L]`, `group` `[B]`.
-
-    With annotations also `codon_position` int64 `[B, L]` of each target: 0, 1, 2, or -1 outside.
-    """
-    arrays = collate([row.window for row in rows])
-    batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    for at, row in enumerate(rows):
-        if not row.counts:
-            batch["weights"][at] = 0
-    positions = [row.codon_position[1:] for row in rows if row.codon_position is not None]
-    if positions:
-        batch["codon_position"] = torch.from_numpy(np.stack(positions).astype(np.int64))
-    return batch
 
 
 class GenomeDataModule(LightningDataModule):
@@ -306,7 +163,7 @@ class GenomeDataModule(LightningDataModule):
         """Prepare genomes that are no corpus yet; on one process only."""
         for genomes in (self.genomes, self.val_genomes):
             if genomes is not None:
-                self._corpus(genomes, prepare=True)
+                open_genomes(genomes, self.cache_dir, prepare=True)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the corpora and plan the windows.
@@ -318,11 +175,11 @@ class GenomeDataModule(LightningDataModule):
             self._consumed, self._counted_from = 0, None
         if self.windows is not None:
             return
-        corpus = self._corpus(self.genomes)
+        corpus = open_genomes(self.genomes, self.cache_dir)
         train: Sequence[Segment] | None = None
         val: tuple[Corpus, Sequence[Segment] | None] | None = None
         if self.val_genomes is not None:
-            val = self._corpus(self.val_genomes), None
+            val = open_genomes(self.val_genomes, self.cache_dir), None
             _say_if_known(val[0], corpus)
         elif self.split is not None:
             parts = read_split(self.split, corpus)
@@ -385,7 +242,7 @@ class GenomeDataModule(LightningDataModule):
             consumed=lambda: self.consumed,
             accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
         )
-        return _TrainingLoader(
+        return TrainingLoader(
             WindowDataset(self.windows), batch_sampler=batches, **self._loader_options()
         )
 
@@ -460,46 +317,6 @@ class GenomeDataModule(LightningDataModule):
             "pin_memory": torch.cuda.is_available(),
         }
 
-    def _corpus(self, genomes: Sequence[str], *, prepare: bool = False) -> Corpus:
-        """Open a corpus, or the one in the cache that is made of these genomes."""
-        paths = [Path(genome) for genome in genomes]
-        if not paths:
-            raise UsageError("no genomes are given; name files, a folder or a corpus")
-        if len(paths) == 1 and is_corpus(paths[0]):
-            return Corpus.open(paths[0])
-        for path in paths:
-            if is_corpus(path):
-                raise UsageError(f"{path} is a corpus already; give it alone, or the genomes it is made of")  # fmt: skip
-        output = (self.cache_dir or default_cache_dir() / "corpora") / _identity(paths)
-        if prepare and not is_corpus(output):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            with _one_at_a_time(output.with_suffix(".lock")):
-                _prepare_in_cache(paths, output)
-        return Corpus.open(output)
-
-
-@contextmanager
-def _one_at_a_time(lock: Path) -> Iterator[None]:
-    """Wait until no other run on this machine prepares the same genomes."""
-    with lock.open("w") as handle:
-        with suppress(OSError):  # some network file systems know no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _prepare_in_cache(paths: Sequence[Path], output: Path) -> None:
-    if is_corpus(output):  # made by the run that was waited for
-        return
-    _log.info("preparing %s in %s (once)", ", ".join(map(str, paths)), output)
-    made = prepare_corpus(paths, output, groups="parent")
-    if made.duplicates or made.left_out:
-        _log.warning(
-            "%d duplicate records and %d that cannot be used were left out; %s names them",
-            sum(not duplicate.kept for duplicate in made.duplicates),
-            len(made.left_out),
-            output / "manifest.json",
-        )
-
 
 def _say_if_known(val: Corpus, train: Corpus) -> None:
     """Warn of validation records whose very sequence is trained on."""
@@ -513,18 +330,3 @@ def _say_if_known(val: Corpus, train: Corpus) -> None:
             len(val.records),
             shared[0],
         )
-
-
-def is_corpus(path: Path) -> bool:
-    """Whether a path is a prepared corpus, or a Megatron one."""
-    return (path / "manifest.json").is_file() or megatron_prefix(path) is not None
-
-
-def _identity(paths: Sequence[Path]) -> str:
-    """A name for what some genomes hold now, by the files' paths, sizes and times of change."""
-    entries = []
-    for source in find_sources(paths):
-        for file in source.files:
-            stat = file.stat()
-            entries.append((str(file.resolve()), stat.st_size, stat.st_mtime_ns))
-    return sha256(repr(entries).encode()).hexdigest()[:32]

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from evo_data.corpus import Corpus, prepare
-from evo_data.splits import read_split
+from evo_data.split_manifest import read_split
 from evo_toolkit.cli.main import cli
 
 

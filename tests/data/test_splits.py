@@ -13,13 +13,13 @@ import pytest
 from evo_data.alphabet import reverse_complement
 from evo_data.corpus import Corpus
 from evo_data.errors import EvoDataError, OutputExistsError
+from evo_data.leakage import leakage_report
+from evo_data.split_manifest import read_split, write_split
 from evo_data.splits import (
     Segment,
     Split,
     SplitError,
-    leakage_report,
     num_bases,
-    read_split,
     split_by_bed,
     split_by_blocks,
     split_by_clusters,
@@ -27,7 +27,6 @@ from evo_data.splits import (
     split_by_genomes,
     whole_records,
     without_gaps,
-    write_split,
 )
 
 

@@ -12,8 +12,10 @@ import pytest
 from evo_data.alphabet import reverse_complement
 from evo_data.corpus import Corpus
 from evo_data.errors import EvoDataError
+from evo_data.packing import pack
 from evo_data.splits import Segment
-from evo_data.training_windows import EOD, PAD, TrainingWindows, Window, _pack, tag_mask
+from evo_data.tags import tag_mask
+from evo_data.training_windows import EOD, PAD, TrainingWindows, Window
 
 LENGTHS = (100, 33, 17, 16, 18, 5, 1, 0, 2, 64, 3, 3)
 
@@ -141,7 +143,7 @@ def test_pack_loses_nothing_and_wastes_little(seed: int) -> None:
     rng = np.random.default_rng(seed)
     capacity = int(rng.integers(3, 60))
     sizes = rng.integers(2, capacity + 1, int(rng.integers(0, 80))).tolist()
-    packs = _pack(sizes, capacity, together=True)
+    packs = pack(sizes, capacity, together=True)
     assert sorted(at for pack in packs for at in pack) == list(range(len(sizes)))
     used = [sum(sizes[at] for at in pack) + len(pack) - 1 for pack in packs]
     assert all(tokens <= capacity for tokens in used)

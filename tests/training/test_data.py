@@ -18,12 +18,8 @@ from torch import Tensor
 from evo_data.batches import step_samples
 from evo_data.errors import EvoDataError
 from evo_toolkit.errors import UsageError
-from evo_toolkit.training.data import (
-    EvaluationBatches,
-    GenomeDataModule,
-    ResumableBatches,
-    WindowDataset,
-)
+from evo_toolkit.training.data import GenomeDataModule
+from evo_toolkit.training.loading import EvaluationBatches, ResumableBatches, WindowDataset
 
 
 def write_fasta(path: Path, *sequences: str) -> Path:
