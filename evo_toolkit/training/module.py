@@ -205,8 +205,13 @@ class EvoModule(LightningModule):
         # Fused optimizers leave weights and state as they are while this is not zero.
         optimizer.found_inf = self._halted.float()  # type: ignore[attr-defined]
         self._last = torch.stack([loss, weight, norm])
-        if not loss.is_cuda:
+        if self._host_may_look(loss):
             self.raise_if_not_finite()
+
+    @staticmethod
+    def _host_may_look(value: Tensor) -> bool:
+        """Whether a value is at hand without waiting for a device."""
+        return value.device.type == "cpu"
 
     def optimizer_step(
         self,
