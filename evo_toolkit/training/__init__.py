@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from evo_toolkit.training.data import GenomeDataModule
     from evo_toolkit.training.module import ContinuedEvoModule, EvoModule
     from evo_toolkit.training.optim import OptimizerConfig
     from evo_toolkit.training.schedules import ScheduleConfig

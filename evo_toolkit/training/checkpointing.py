@@ -152,19 +152,21 @@ class Checkpoints(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step and step % self.every_n_steps == 0:
+        due = step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop
+        # An end is saved here: when training is over, Lightning counts the epoch as over too.
+        if step and due:
             self._save(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # After a last update that completed its accumulation; a run of no update has no state.
-        if trainer.global_step:
+        if trainer.global_step and trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pass
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pass
+        if trainer.state.fn == "fit" and trainer.should_stop and trainer.global_step:
+            self._save(trainer, pl_module)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -173,8 +175,8 @@ class Checkpoints(ModelCheckpoint):
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        # Within an accumulation the step is still that of the update before, saved already.
-        if step == self._saved:
+        # What follows from a file in the midst of an accumulation would lack a part of it.
+        if step == self._saved or not getattr(pl_module, "between_updates", True):
             return
         check = getattr(pl_module, "raise_if_not_finite", None)
         if check is not None:

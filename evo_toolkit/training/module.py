@@ -66,6 +66,7 @@ class EvoModule(LightningModule):
     Attributes:
         config: The model's configuration.
         tokens: Targets seen in training so far, over all ranks.
+        between_updates: Whether no micro-batch waits for its update.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class EvoModule(LightningModule):
         self.total_steps = total_steps
         self.seed = seed
         self.tokens = 0
+        self.between_updates = True
         self.objective: NextTokenObjective | None = None
         self._groups: list[ParameterGroup] = []
         self._sums: Tensor | None = None
@@ -163,6 +165,7 @@ class EvoModule(LightningModule):
         targets = batch["targets"]
         loss, weight = self.objective(batch["input_ids"], targets, batch["weights"])
         sums = torch.stack([loss.detach(), weight])
+        self.between_updates = False
         first = batch_idx % self.trainer.accumulate_grad_batches == 0
         self._sums = sums if first or self._sums is None else self._sums + sums
         self.tokens += targets.numel() * self.trainer.world_size
@@ -222,6 +225,7 @@ class EvoModule(LightningModule):
     ) -> None:
         self.set_learning_rate(optimizer)
         optimizer.step(closure=optimizer_closure)
+        self.between_updates = True
 
     def set_learning_rate(self, optimizer: Any) -> None:
         """Give every parameter group its rate for the coming update."""

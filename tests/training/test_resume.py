@@ -12,13 +12,25 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
+from toy_data import ToyData
 
 from evo_toolkit.errors import CheckpointError, UsageError
+from evo_toolkit.model.config import StripedHyena2Config
 from evo_toolkit.training.checkpointing import (
     AtomicCheckpointIO,
+    Checkpoints,
     find_checkpoints,
     read_training_checkpoint,
 )
+from evo_toolkit.training.module import EvoModule
+from evo_toolkit.training.schedules import ScheduleConfig
+
+DEMO = Path(__file__).resolve().parents[2] / "data" / "evo_data" / "demo" / "NC_000932.fa"
+CONFIG = StripedHyena2Config(
+    name="toy", pattern="SDH*", width=16, num_heads=2, mlp_width=32, filter_groups=2,
+    context_length=32, vocab_size=256, mr_length=16,
+)  # fmt: skip
 
 Fit = Callable[..., Path]
 Load = Callable[[Path, int], dict[str, Any]]
@@ -71,6 +83,71 @@ def test_interrupted_is_uninterrupted(
     ]
     assert len(curves[0]) == 6
     assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_on_genomes_resumes_within_and_across_epochs(
+    fit: Fit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint_of: Load,
+    same_state: Same,
+    workers: int,
+) -> None:
+    monkeypatch.setenv("EVO_TOOLKIT_CACHE", str(tmp_path / "cache"))
+    genome = tmp_path / "short.fa"
+    # 13 windows of 32: an epoch of 7 batches of 2, and so of 4 updates of 2 batches each.
+    text = "".join(random.Random(1).choices("ACGTacgtN", k=400))
+    genome.write_text(f">one\n{text[:150]}\n>two\n{text[150:]}\n")
+    options = (
+        "--data", "evo_toolkit.training.GenomeDataModule", "--data.genomes", genome,
+        "--data.context_length", 32, "--data.batch_size", 2, "--data.val_fraction", 0.1,
+        "--data.num_workers", workers, "--trainer.accumulate_grad_batches", 2,
+        "--trainer.limit_val_batches", 1, "--trainer.val_check_interval", 4,
+        "--model.total_steps", 11,
+    )  # fmt: skip
+    fit(tmp_path / "whole", *options, "--trainer.max_steps", 11)
+    for stop in (3, 5, 11):
+        fit(tmp_path / "parts", *options, "--trainer.max_steps", stop, "--ckpt_path", "last")
+    whole, parts = checkpoint_of(tmp_path / "whole", 11), checkpoint_of(tmp_path / "parts", 11)
+    assert whole["GenomeDataModule"]["consumed"] == 11 * 2 * 2
+    for key in ("state_dict", "optimizer_states", "GenomeDataModule", "evo_toolkit"):
+        same_state(whole[key], parts[key], key)
+
+
+@pytest.mark.parametrize("when", ["within an accumulation", "after an update", "validation"])
+def test_a_run_that_was_told_to_stop_goes_on_exactly(
+    tmp_path: Path, checkpoint_of: Load, same_state: Same, when: str
+) -> None:
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            batch = {"within an accumulation": 8, "after an update": 9}.get(when)
+            if trainer.fit_loop.total_batch_idx + 1 == batch:
+                trainer.should_stop = True
+
+        def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+            if when == "validation":
+                trainer.should_stop = True
+
+    def run(folder: Path, *callbacks: Callback) -> None:
+        checkpoints = Checkpoints(every_n_steps=2, keep=0)
+        trainer = Trainer(
+            accelerator="cpu", max_steps=5, logger=False, enable_progress_bar=False,
+            enable_model_summary=False, default_root_dir=folder, limit_val_batches=1,
+            val_check_interval=9, check_val_every_n_epoch=None, accumulate_grad_batches=3,
+            num_sanity_val_steps=0, callbacks=[*callbacks, checkpoints], plugins=[AtomicCheckpointIO()],
+        )  # fmt: skip
+        data = ToyData(str(DEMO), context_length=32, batch_size=2)
+        module = EvoModule(CONFIG, schedule=ScheduleConfig(warmup_steps=1), total_steps=5)
+        trainer.fit(module, datamodule=data, ckpt_path="last")
+
+    run(tmp_path / "parts", Stop())
+    steps = [path.name for path in find_checkpoints(tmp_path / "parts" / "checkpoints")]
+    last = {"within an accumulation": 2}.get(when, 3)
+    assert steps[-1] == f"step-{last:08d}.ckpt"
+    run(tmp_path / "parts")
+    run(tmp_path / "whole")
+    compare(checkpoint_of(tmp_path / "whole", 5), checkpoint_of(tmp_path / "parts", 5), same_state)
 
 
 def test_muon_resumes_bit_for_bit(
