@@ -102,20 +102,6 @@ class GenomeDataModule(LightningDataModule):
                 run must share it.
         """
         super().__init__()
-        if batch_size < 1 or (val_batch_size is not None and val_batch_size < 1):
-            raise UsageError(f"batch_size {batch_size} (val {val_batch_size}) must be 1 or more")
-        if context_length < 1:
-            raise UsageError(f"context_length {context_length} must be 1 or more")
-        if num_workers < 0:
-            raise UsageError(f"num_workers {num_workers} must be 0 or more")
-        given = [name for name, value in (("val_genomes", val_genomes), ("val_fraction", val_fraction), ("val_contigs", val_contigs), ("split", split)) if value is not None]  # fmt: skip
-        if len(given) > 1:
-            raise UsageError(f"{given[0]} and {given[1]} are both given; choose one of them")
-        if val_annotations is not None and not given:
-            raise UsageError(
-                "val_annotations are given, but nothing to validate on; give val_genomes, "
-                "val_fraction, val_contigs or split too"
-            )
         # One rank prepares for all: what is prepared may lie on a disk that machines share.
         self.prepare_data_per_node = False
         self.genomes = [genomes] if isinstance(genomes, str | Path) else list(genomes)
@@ -132,7 +118,7 @@ class GenomeDataModule(LightningDataModule):
         self.tags = tags
         self.skip_gaps = skip_gaps
         self.seed = seed
-        self.val_batch_size = val_batch_size or batch_size
+        self.val_batch_size = batch_size if val_batch_size is None else val_batch_size
         self.val_strands: Strands = val_strands
         self.val_annotations = [val_annotations] if isinstance(val_annotations, str | Path) else val_annotations  # fmt: skip
         self.num_workers = num_workers
@@ -160,7 +146,12 @@ class GenomeDataModule(LightningDataModule):
         )
 
     def prepare_data(self) -> None:
-        """Prepare genomes that are no corpus yet; on one process only."""
+        """Prepare genomes that are no corpus yet; on one process only.
+
+        Raises:
+            EvoDataError, UsageError: if genomes cannot be used, or arguments do not fit.
+        """
+        self._check_arguments()
         for genomes in (self.genomes, self.val_genomes):
             if genomes is not None:
                 open_genomes(genomes, self.cache_dir, prepare=True)
@@ -175,6 +166,7 @@ class GenomeDataModule(LightningDataModule):
             self._consumed, self._counted_from = 0, None
         if self.windows is not None:
             return
+        self._check_arguments()
         corpus = open_genomes(self.genomes, self.cache_dir)
         train: Sequence[Segment] | None = None
         val: tuple[Corpus, Sequence[Segment] | None] | None = None
@@ -272,6 +264,23 @@ class GenomeDataModule(LightningDataModule):
                 "the checkpoint was trained on other windows (another corpus, split, context_length, "
                 "seed, strands or weights); the run goes on with these, at sample %d",
                 self._consumed,
+            )
+
+    def _check_arguments(self) -> None:
+        # Not when the module is made: LightningCLI would bury the message in one of its own.
+        for name in ("context_length", "batch_size", "val_batch_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} {getattr(self, name)} must be 1 or more")
+        if self.num_workers < 0:
+            raise UsageError(f"num_workers {self.num_workers} must be 0 or more")
+        sources = ("val_genomes", "val_fraction", "val_contigs", "split")
+        given = [name for name in sources if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{given[0]} and {given[1]} are both given; choose one of them")
+        if self.val_annotations is not None and not given:
+            raise UsageError(
+                "val_annotations are given, but nothing to validate on; give val_genomes, "
+                "val_fraction, val_contigs or split too"
             )
 
     def _fingerprint(self) -> str | None:

@@ -266,16 +266,22 @@ def test_gaps_are_cut_out(tmp_path: Path) -> None:
 
 
 def test_wrong_use_is_said(genomes: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="val_fraction and val_contigs are both given"):
-        GenomeDataModule(str(genomes), val_fraction=0.1, val_contigs=["x"])
-    with pytest.raises(UsageError, match="val_annotations are given, but nothing to validate on"):
-        GenomeDataModule(str(genomes), val_annotations="x.gff")
-    with pytest.raises(UsageError, match="batch_size 0"):
-        GenomeDataModule(str(genomes), batch_size=0)
-    with pytest.raises(UsageError, match="context_length 0"):
-        GenomeDataModule(str(genomes), context_length=0)
-    with pytest.raises(UsageError, match="num_workers -1"):
-        GenomeDataModule(str(genomes), num_workers=-1)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        (
+            {"val_fraction": 0.1, "val_contigs": ["x"]},
+            "val_fraction and val_contigs are both given",
+        ),
+        ({"val_annotations": "x.gff"}, "val_annotations are given, but nothing to validate on"),
+        ({"batch_size": 0}, "batch_size 0 must be 1 or more"),
+        ({"val_batch_size": 0}, "val_batch_size 0 must be 1 or more"),
+        ({"context_length": 0}, "context_length 0"),
+        ({"num_workers": -1}, "num_workers -1"),
+    ]
+    for options, message in wrong:
+        with pytest.raises(UsageError, match=message):
+            GenomeDataModule(str(genomes), **options).prepare_data()
+        with pytest.raises(UsageError, match=message):
+            GenomeDataModule(str(genomes), **options).setup("fit")
     with pytest.raises(EvoDataError, match="absent"):
         ready(GenomeDataModule(str(tmp_path / "absent")))
     with pytest.raises(EvoDataError, match="no record is called 'chr9'"):
