@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from evo_data.codon_positions import CodonPositions, read_codon_positions
 from evo_data.corpus import Corpus
+from evo_data.errors import EvoDataError
 from evo_data.split_manifest import read_split
 from evo_data.splits import Segment, split_by_blocks, split_by_contigs, without_gaps
 from evo_data.training_windows import SOFT_MASK_WEIGHT, Strands, TrainingWindows
@@ -205,17 +206,20 @@ class GenomeDataModule(LightningDataModule):
         self._say_if_mostly_empty(self.windows)
         if val is not None:
             # In a keyed order too, so that a few batches are a fair sample of all.
-            self.val_windows = TrainingWindows(
-                val[0],
-                context_length=self.context_length,
-                segments=val[1],
-                cluster_weights=False,
-                strands=self.val_strands,
-                seed=self.seed,
-                soft_mask_weight=1.0,
-                tags=self.tags if val[0] is corpus else None,
-                groups=self._groups,
-            )
+            try:
+                self.val_windows = TrainingWindows(
+                    val[0],
+                    context_length=self.context_length,
+                    segments=val[1],
+                    cluster_weights=False,
+                    strands=self.val_strands,
+                    seed=self.seed,
+                    soft_mask_weight=1.0,
+                    tags=self.tags if val[0] is corpus else None,
+                    groups=self._groups,
+                )
+            except EvoDataError as error:
+                raise EvoDataError(f"validation: {error}") from error
             if self.val_annotations is not None:
                 self._codon_positions = read_codon_positions(self.val_annotations, val[0])
 

@@ -290,6 +290,9 @@ def test_wrong_use_is_said(genomes: Path, tmp_path: Path) -> None:
     assert corpus is not None
     with pytest.raises(UsageError, match="is a corpus already"):
         ready(GenomeDataModule([str(genomes), str(corpus.corpus.path)]))
+    gap = write_fasta(tmp_path / "gap" / "gap.fa", "N" * 50)
+    with pytest.raises(EvoDataError, match="validation: no window can be cut"):
+        ready(GenomeDataModule(str(genomes), context_length=32, val_genomes=str(gap)))
     empty = write_fasta(tmp_path / "short" / "short.fa", "A")
     with pytest.raises(EvoDataError):
         ready(GenomeDataModule(str(empty)))
