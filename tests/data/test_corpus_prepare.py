@@ -668,7 +668,7 @@ def _prepare_dying(
 
     if synced:
         draft_module._SYNC_BYTES = 0
-    draft_module.Draft._write = dying(draft_module.Draft._write)  # type: ignore[method-assign,assignment]
+    draft_module.Draft._append = dying(draft_module.Draft._append)  # type: ignore[method-assign,assignment]
     os.fsync = dying(os.fsync)
     os.replace = dying(os.replace)
     Path.replace = dying(Path.replace)  # type: ignore[method-assign,assignment]

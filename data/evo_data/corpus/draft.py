@@ -23,7 +23,6 @@ from evo_data.corpus.format import (
     RECORD_COLUMNS,
     RECORDS,
     SEQUENCE,
-    ByteSequence,
     Duplicate,
     Encoding,
     FileEntry,
@@ -33,16 +32,14 @@ from evo_data.corpus.format import (
     Record,
     Renamed,
     Source,
-    StoredSequence,
     Unusable,
     parse_record,
     record_line,
-    stored_size,
 )
 from evo_data.corpus.journal import Entry, read_journal, write_journal
 from evo_data.corpus.letters import as_read, num_acgt, num_lower, why_unusable
 from evo_data.corpus.megatron import open_megatron
-from evo_data.corpus.packed import Intervals, PackedSequence, pack, unpack
+from evo_data.corpus.packed import Intervals, pack
 from evo_data.corpus.sources import Input, detect_format, folder_name, genome_name, read_source
 from evo_data.errors import CorpusError
 from evo_data.files import atomic_output, sha256_file
@@ -55,6 +52,7 @@ JOURNAL, OTHER, LOWER, SKETCHES = "journal.jsonl", "other", "lower", "sketches"
 # The journal is synced to the disk after so many bytes of input, or seconds.
 _SYNC_BYTES, _SYNC_SECONDS = 1 << 26, 5.0
 _PIECE = 1 << 22
+_RECORDS_HEAD = ("\t".join(RECORD_COLUMNS) + "\n").encode()
 
 
 class DuplicateSequenceError(CorpusError):
@@ -103,6 +101,7 @@ class Draft:
         self._unsynced_bytes = 0
         self._synced_at = monotonic()
         self._files: dict[str, IO[bytes]] = {}
+        self._sums: dict[str, hashlib._Hash] = {}
         names = [SEQUENCE, RECORDS]
         names += [OTHER, LOWER] if encoding == "packed" else []
         names += [SKETCHES] if settings["clusters"] is not None else []
@@ -134,16 +133,10 @@ class Draft:
             self._files[name] = handle
             handle.truncate(kept[name])
             handle.seek(0, os.SEEK_END)
-        if self._position % 4 and self._encoding == "packed":
-            # The last byte is not full: its bases are written again with what follows.
-            handle = self._files[SEQUENCE]
-            handle.seek(-1, os.SEEK_END)
-            at = handle.tell()
-            last = np.frombuffer(handle.read(1), np.uint8)
-            self._carry = unpack(last)[: self._position % 4]
-            handle.seek(at)
+        if entries:
+            self._carry = np.frombuffer(entries[-1].carry.encode(), np.uint8)
         if not entries:
-            self._write(RECORDS, ("\t".join(RECORD_COLUMNS) + "\n").encode())
+            self._files[RECORDS].write(_RECORDS_HEAD)
         # Written anew, so that a line that was cut off is gone.
         write_journal(self._work / JOURNAL, self._made, entries)
         self._files[JOURNAL] = (self._work / JOURNAL).open("ab")
@@ -152,65 +145,51 @@ class Draft:
     def _kept(self, inputs: Sequence[Input]) -> tuple[list[Entry], list[Input]]:
         """Return the entries of the journal that still hold, and the sources that have none."""
         journal = read_journal(self._work / JOURNAL, self._made)
-        ends = dict.fromkeys(self._names, 0)
-        records = self._stored_records(journal)
-        sequence = self._stored_sequence()
-        done = 0
-        for item in inputs:
+        start = {**dict.fromkeys(self._names, 0), RECORDS: len(_RECORDS_HEAD)}
+        for item in inputs if self._head_is_whole() else []:
             # Files that could not be used, and that nobody asks for any more, are in nobody's way.
             while journal and journal[0].unusable is not None and not journal[0].is_of(item):
                 journal.pop(0)
             if not journal or not journal[0].is_of(item):
                 break
-            entry = journal[0]
-            first = len(self._records)
-            own = records[first : first + entry.num_records]
-            if len(own) != entry.num_records or not self._as_written(sequence, own, entry):
+            entry = journal.pop(0)
+            records = self._records_of(entry, start)
+            if records is None:
                 break
-            journal.pop(0)
             entry.file = str(item.path)
-            entry.ends = entry.ends or ends
-            ends = entry.ends
+            start = entry.ends
             self._entries.append(entry)
-            for index, record in enumerate(own, start=first):
+            for record in records:
+                self._first_of.setdefault(record.sha256, len(self._records))
                 self._records.append(record)
-                self._first_of.setdefault(record.sha256, index)
-            self._num_genomes += bool(own)
+            self._num_genomes += bool(records)
             self._position += entry.num_bases
-            done += 1
-        return self._entries, list(inputs[done:])
+        return self._entries, list(inputs[len(self._entries) :])
 
-    def _stored_records(self, journal: Sequence[Entry]) -> list[Record]:
-        if not journal:
-            return []
-        size = max(entry.ends.get(RECORDS, 0) for entry in journal)
-        records = []
+    def _head_is_whole(self) -> bool:
         try:
             with (self._work / RECORDS).open("rb") as handle:
-                lines = handle.read(size).decode("utf-8").split("\n")
-            records = [parse_record(line) for line in lines[1:-1]]
-        except (OSError, ValueError):
-            pass  # What cannot be read counts as not written.
-        return records
-
-    def _as_written(
-        self, sequence: StoredSequence, records: Sequence[Record], entry: Entry
-    ) -> bool:
-        """Whether what was written of a source is all there, and the bases are the same."""
-        if entry.unusable is not None:
-            return True
-        if set(entry.ends) != set(self._names):
+                return handle.read(len(_RECORDS_HEAD)) == _RECORDS_HEAD
+        except OSError:
             return False
-        for name in self._names:
-            path = self._work / name
-            if not path.exists() or path.stat().st_size < entry.ends[name]:
-                return False
-        return all(_upper_sha256(sequence, record) == record.sha256 for record in records)
 
-    def _stored_sequence(self) -> StoredSequence:
-        if self._encoding == "bytes":
-            return ByteSequence(self._work / SEQUENCE)
-        return PackedSequence(self._work / SEQUENCE, self._intervals())
+    def _records_of(self, entry: Entry, start: Mapping[str, int]) -> list[Record] | None:
+        """Return what was written of a source, or None if it is not all there as it was.
+
+        Args:
+            entry: Of the source.
+            start: Where the files ended before the source.
+        """
+        if set(entry.ends) != set(self._names):
+            return None
+        for name in self._names:
+            path, first, last = self._work / name, start[name], entry.ends[name]
+            if not path.exists() or _sha256_part(path, first, last) != entry.sums.get(name):
+                return None
+        with (self._work / RECORDS).open("rb") as handle:
+            handle.seek(start[RECORDS])
+            text = handle.read(entry.ends[RECORDS] - start[RECORDS]).decode("utf-8")
+        return [parse_record(line) for line in text.split("\n")[:-1]]
 
     def _intervals(self) -> Intervals:
         """Return the intervals written so far; rows that are not whole do not count."""
@@ -229,6 +208,7 @@ class Draft:
         """
         start = {name: handle.tell() for name, handle in self._files.items() if name != JOURNAL}
         state = len(self._records), self._position, self._carry
+        self._sums = {name: hashlib.sha256() for name in self._names}
         entry = Entry(file=str(item.path), format="", bytes=item.bytes, sha256="")
         try:
             entry.sha256 = item.sha256()
@@ -253,6 +233,7 @@ class Draft:
             for name, end in start.items():
                 self._files[name].seek(end)
                 self._files[name].truncate()
+            self._sums = {name: hashlib.sha256() for name in self._names}
             entry = Entry(
                 file=entry.file,
                 format=entry.format,
@@ -261,7 +242,8 @@ class Draft:
                 unusable=str(error),
             )
         entry.ends = {name: self._files[name].tell() for name in self._names}
-        entry.ends[SEQUENCE] = stored_size(self._encoding, self._position)
+        entry.carry = self._carry.tobytes().decode()
+        entry.sums = {name: total.hexdigest() for name, total in self._sums.items()}
         self._num_genomes += bool(entry.num_records)
         self._entries.append(entry)
         self._unsynced.append(entry.line)
@@ -275,7 +257,7 @@ class Draft:
         for name in self._names:
             _flush(self._files[name])
         if self._unsynced:
-            self._write(JOURNAL, "".join(self._unsynced).encode())
+            self._files[JOURNAL].write("".join(self._unsynced).encode())
             _flush(self._files[JOURNAL])
         self._unsynced = []
         self._unsynced_bytes = 0
@@ -302,7 +284,7 @@ class Draft:
             record = Record(name, self._num_genomes, self._position, len(bases), digest)
             self._first_of.setdefault(digest, len(self._records))
             self._records.append(record)
-            self._write(RECORDS, record_line(record).encode())
+            self._append(RECORDS, record_line(record).encode())
             self._take(bases, hashes)
             entry.num_records += 1
             entry.num_bases += len(bases)
@@ -310,7 +292,7 @@ class Draft:
             entry.soft_masked_bases += num_lower(bases)
         self._write_taken(hashes)
         if SKETCHES in self._files:
-            self._write(SKETCHES, kmers.union(hashes).astype("<u8").tobytes())
+            self._append(SKETCHES, kmers.union(hashes).astype("<u8").tobytes())
 
     def _sequences(self, item: Input, entry: Entry) -> Iterator[tuple[str, bytes]]:
         """Yield name and bases, as a model reads them, of the records that can be used."""
@@ -372,30 +354,31 @@ class Draft:
         position = self._position - self._num_taken
         self._taken, self._num_taken = [], 0
         if self._encoding == "bytes":
-            self._write(SEQUENCE, whole.data)
+            self._append(SEQUENCE, whole.data)
             return
         for at in range(0, whole.size, _PIECE):
             piece = whole[at : at + _PIECE]
             found = Intervals.of(piece, position + at)
             other = np.stack([found.other_start, found.other_end, found.other_byte], axis=1)
             lower = np.stack([found.lower_start, found.lower_end], axis=1)
-            self._write(OTHER, other.astype("<i8").tobytes())
-            self._write(LOWER, lower.astype("<i8").tobytes())
+            self._append(OTHER, other.astype("<i8").tobytes())
+            self._append(LOWER, lower.astype("<i8").tobytes())
             piece = np.concatenate([self._carry, piece])
             size = piece.size // 4 * 4
-            self._write(SEQUENCE, pack(piece[:size]).data)
+            self._append(SEQUENCE, pack(piece[:size]).data)
             self._carry = piece[size:]
+
+    def _append(self, name: str, data: bytes | memoryview) -> None:
+        self._files[name].write(data)
+        self._sums[name].update(data)
 
     def _write_carry(self) -> None:
         """Write the byte that is not full yet, and stay before it."""
         if self._carry.size:
             handle = self._files[SEQUENCE]
             at = handle.tell()
-            self._write(SEQUENCE, pack(self._carry).data)
+            handle.write(pack(self._carry).data)
             handle.seek(at)
-
-    def _write(self, name: str, data: bytes | memoryview) -> None:
-        self._files[name].write(data)
 
     # --- finishing -----------------------------------------------------------------------------
 
@@ -522,11 +505,17 @@ def _rows(path: Path, columns: int) -> NDArray[np.int64]:
     return np.fromfile(path, "<i8", count * columns).reshape(-1, columns)
 
 
-def _upper_sha256(sequence: StoredSequence, record: Record) -> str:
+def _sha256_part(path: Path, start: int, end: int) -> str | None:
+    """Return the checksum of bytes `[start, end)` of a file, or None if it is too short."""
     whole = hashlib.sha256()
-    end = record.offset + record.length
-    for at in range(record.offset, end, _PIECE):
-        whole.update(sequence.read(at, min(at + _PIECE, end)).tobytes().upper())
+    with path.open("rb") as handle:
+        handle.seek(start)
+        while start < end:
+            piece = handle.read(min(_PIECE, end - start))
+            if not piece:
+                return None
+            whole.update(piece)
+            start += len(piece)
     return whole.hexdigest()
 
 

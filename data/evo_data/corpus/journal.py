@@ -16,13 +16,25 @@ _VERSION = 1
 
 @dataclass(slots=True, kw_only=True)
 class Entry:
-    """What the journal says about a source: where the files end after it, and what it held."""
+    """What the journal says about a source.
+
+    Attributes:
+        file, format, bytes, sha256: The source.
+        ends: Size of each file of the corpus in the making after it, in bytes.
+        sums: SHA-256 of what it added to each file.
+        carry: With 2 bits a base, the last bases, which do not fill a byte yet.
+        num_records, num_bases, acgt_bases, soft_masked_bases: What was kept of it.
+        duplicates, left_out, renamed: What was found in it.
+        unusable: Why nothing of it can be used; None if something can.
+    """
 
     file: str
     format: str
     bytes: int
     sha256: str
     ends: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, str] = field(default_factory=dict)
+    carry: str = ""
     num_records: int = 0
     num_bases: int = 0
     acgt_bases: int = 0
