@@ -13,6 +13,7 @@ import torch
 DEMO = Path(__file__).resolve().parents[2] / "data" / "evo_data" / "demo" / "NC_000932.fa"
 
 
+@pytest.mark.slow
 def test_two_processes_then_one_is_one(
     fit: Callable[..., Path],
     start: Callable[..., subprocess.Popen[str]],
