@@ -535,6 +535,18 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "Permission denied" in _message(path, output=tmp_path / "c")
 
 
+def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    path = _fasta(tmp_path / "a.fa", {"r": "ACGT" * 9, "s": "GGA"})
+
+    def grow(done: int, total: int, file: str) -> None:
+        with path.open("a") as handle:
+            handle.write("ACC\n")
+
+    with pytest.raises(CorpusError, match="was changed while it was read"):
+        prepare([path], tmp_path / "c", progress=grow)
+    prepare([path], tmp_path / "c")
+
+
 def test_outputs_that_are_something_else(genomes: Path, tmp_path: Path) -> None:
     folder = tmp_path / "home"
     folder.mkdir()

@@ -134,7 +134,7 @@ class Draft:
             handle.truncate(kept[name])
             handle.seek(0, os.SEEK_END)
         if entries:
-            self._carry = np.frombuffer(entries[-1].carry.encode(), np.uint8)
+            self._carry = np.frombuffer(entries[-1].carry.encode("latin-1"), np.uint8)
         if not entries:
             self._files[RECORDS].write(_RECORDS_HEAD)
         # Written anew, so that a line that was cut off is gone.
@@ -211,14 +211,11 @@ class Draft:
         self._sums = {name: hashlib.sha256() for name in self._names}
         entry = Entry(file=str(item.path), format="", bytes=item.bytes, sha256="")
         try:
+            state_of_files = item.state()
             entry.sha256 = item.sha256()
             entry.format = detect_format(item.path)
-            before = [part.stat() for part in item.files]
             self._add_records(item, entry)
-            after = [part.stat() for part in item.files]
-            if [(s.st_size, s.st_mtime_ns) for s in before] != [
-                (s.st_size, s.st_mtime_ns) for s in after
-            ]:
+            if item.state() != state_of_files:
                 raise CorpusError(f"{item.path}: was changed while it was read; run again")
         except DuplicateSequenceError:
             raise
@@ -242,7 +239,7 @@ class Draft:
                 unusable=str(error),
             )
         entry.ends = {name: self._files[name].tell() for name in self._names}
-        entry.carry = self._carry.tobytes().decode()
+        entry.carry = self._carry.tobytes().decode("latin-1")
         entry.sums = {name: total.hexdigest() for name, total in self._sums.items()}
         self._num_genomes += bool(entry.num_records)
         self._entries.append(entry)

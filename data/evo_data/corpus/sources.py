@@ -72,6 +72,18 @@ class Input:
             return [self.path]
         return [idx_file(self.path), bin_file(self.path)]
 
+    def state(self) -> list[tuple[int, int]]:
+        """Size and time of change of each file, by which a change is noticed.
+
+        Raises:
+            CorpusError: if one is gone.
+        """
+        try:
+            stats = [part.stat() for part in self.files]
+        except OSError as error:
+            raise CorpusError(f"{self.path}: cannot be opened: {error.strerror}") from error
+        return [(found.st_size, found.st_mtime_ns) for found in stats]
+
     def sha256(self) -> str:
         """Checksum of the file, computed once; of a Megatron pair that of both, the index first.
 
