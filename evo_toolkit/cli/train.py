@@ -8,7 +8,7 @@ import click
 
 from evo_toolkit.cli.common import PROGRAM, OneLineUsageError
 
-_ACTIONS = ("fit", "validate", "test", "predict")
+_ACTIONS = ("fit", "validate")
 
 
 # Help is asked of us alone as `train --help`; `train fit --help` is the parser's.

@@ -126,6 +126,8 @@ class Checkpoints(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = self.folder(trainer)
         self.dirpath = str(folder)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if stage == "fit" and trainer.is_global_zero and folder.is_dir():
             for path in folder.iterdir():
                 if _LEFT_OVER.fullmatch(path.name):

@@ -104,6 +104,12 @@ class EvoCLI(LightningCLI):
             parser_kwargs={"prog": "evo-toolkit train", "description": _DESCRIPTION},
         )
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """`fit` and `validate`; the toolkit's other commands do what test and predict would."""
+        every = LightningCLI.subcommands()
+        return {name: every[name] for name in ("fit", "validate")}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         # Of a class that lacks one of the two, the link is left out.

@@ -373,8 +373,16 @@ class EvoModule(LightningModule):
         if own is None:
             raise CheckpointError("the file is no checkpoint of evo-toolkit train")
         saved, mine = own["config"], _plain(self.config.to_dict())
-        # What a model is called or meant for may change; its function may not.
-        words = {"name", "domains", "not_for", "forbidden_genomes", "evidence", "default_window"}
+        # What a model is called or meant for may change, and the length it sees; its function may not.
+        words = {
+            "context_length",
+            "name",
+            "domains",
+            "not_for",
+            "forbidden_genomes",
+            "evidence",
+            "default_window",
+        }
         wrong = [k for k in mine if k not in words and saved.get(k) != mine[k]]
         if wrong:
             key = wrong[0]

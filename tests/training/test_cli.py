@@ -167,5 +167,5 @@ def test_a_program_of_its_own_ends_in_one_line_and_its_code(tmp_path: Path, toy_
     assert "Traceback" not in done.stderr
 
 
-def test_the_parser_can_be_built_without_running() -> None:
-    assert EvoCLI.subcommands().keys() == {"fit", "validate", "test", "predict"}
+def test_only_actions_that_the_modules_have_are_offered() -> None:
+    assert EvoCLI.subcommands().keys() == {"fit", "validate"}

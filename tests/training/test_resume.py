@@ -85,7 +85,7 @@ def test_interrupted_is_uninterrupted(
     assert curves[0] == curves[1]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_on_genomes_resumes_within_and_across_epochs(
     fit: Fit,
     tmp_path: Path,
@@ -135,7 +135,7 @@ def test_a_run_that_was_told_to_stop_goes_on_exactly(
             accelerator="cpu", max_steps=5, logger=False, enable_progress_bar=False,
             enable_model_summary=False, default_root_dir=folder, limit_val_batches=1,
             val_check_interval=9, check_val_every_n_epoch=None, accumulate_grad_batches=3,
-            num_sanity_val_steps=0, callbacks=[*callbacks, checkpoints], plugins=[AtomicCheckpointIO()],
+            num_sanity_val_steps=0, callbacks=[*callbacks, checkpoints],
         )  # fmt: skip
         data = ToyData(str(DEMO), context_length=32, batch_size=2)
         module = EvoModule(CONFIG, schedule=ScheduleConfig(warmup_steps=1), total_steps=5)
@@ -193,6 +193,7 @@ def test_a_killed_run_leaves_whole_files_and_goes_on_as_if_nothing_had_been(
     assert not list((killed / "checkpoints").glob(".*"))
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_as_everywhere_and_last_goes_on(
     fit: Fit, start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
