@@ -35,6 +35,8 @@ MAX_K = 32
 _BLOCK = 1 << 17
 # Log2 of the table that tells most absent hashes from present ones by one look (64 MiB).
 _FILTER_BITS = 26
+# Bases of a corpus that are read together.
+_PIECE = 1 << 22
 # Hashes that are looked up together.
 _BATCH = 1 << 22
 _UNITS: dict[int, type[np.unsignedinteger]] = {
@@ -241,10 +243,9 @@ def corpus_sequences(
     """
     if segments is None:
         segments = ((i, 0, record.length) for i, record in enumerate(corpus.records))
-    size = 1 << 22
     for record, start, stop in segments:
-        for at in range(start, max(start + 1, stop - k + 1), size):
-            yield corpus.read(record, at, min(at + size + k - 1, stop))
+        for at in range(start, max(start + 1, stop - k + 1), _PIECE):
+            yield corpus.read(record, at, min(at + _PIECE + k - 1, stop))
 
 
 def _sequences(reference: Corpus | Bytes | Iterable[Bytes], k: int) -> Bytes | Iterable[Bytes]:

@@ -97,6 +97,10 @@ def test_documents_of_any_bytes(tmp_path: Path, encoding: str) -> None:
     _write(tmp_path / "a", [[b"ACG"], [every]], np.uint8)
     _write(tmp_path / "b", [[every[::-1][:-2]]], np.uint8)
     prefixes = [tmp_path / "a", tmp_path / "b"]
+    (tmp_path / "empty.fa").touch()
+    # Stopped and taken up again between any bytes too.
+    with pytest.raises(CorpusError, match="the file is empty"):
+        prepare([prefixes[0], tmp_path / "empty.fa"], tmp_path / "c", encoding=encoding)  # type: ignore[arg-type]
     prepare(prefixes, tmp_path / "c", encoding=encoding)  # type: ignore[arg-type]
     corpus = Corpus.open(tmp_path / "c")
     read = [corpus.read(i, 0, r.length).tobytes() for i, r in enumerate(corpus.records)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from hypothesis import strategies as st
 
 from evo_data import kmers
 from evo_data.alphabet import reverse_complement
+from evo_data.corpus import Corpus, prepare
 from evo_data.errors import EvoDataError
 from evo_data.kmers import (
     cluster_weights,
     clusters,
     containment,
+    corpus_sequences,
     kmer_hashes,
     shared_kmers,
     shared_kmers_each,
@@ -155,6 +158,30 @@ def test_shared_kmers_is_the_share_of_distinct_ones() -> None:
 def test_the_reference_may_come_once_only() -> None:
     text = _random(random.Random(5), 500)
     assert shared_kmers(_array(text), iter([_array(text)])) == 1.0
+
+
+@pytest.mark.parametrize("block", [1, 30, 100, 1 << 17])
+def test_blocks_and_pieces_lose_no_kmer(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(6)
+    texts = [_random(rng, 700), _random(rng, 31), _random(rng, 30), _random(rng, 65)]
+    (tmp_path / "a.fa").write_text("".join(f">{i}\n{text}\n" for i, text in enumerate(texts)))
+    prepare([tmp_path / "a.fa"], tmp_path / "corpus")
+    corpus = Corpus.open(tmp_path / "corpus")
+    whole = sketch([_array(text) for text in texts], 31, 1)
+    assert whole.size == 670 + 1 + 35
+    monkeypatch.setattr(kmers, "_BLOCK", block)
+    monkeypatch.setattr(kmers, "_PIECE", block)
+    monkeypatch.setattr(kmers, "_BATCH", block)
+    pieces = list(corpus_sequences(corpus))
+    assert sketch(pieces, 31, 1).tolist() == whole.tolist()
+    assert sum(max(0, piece.size - 30) for piece in pieces) == whole.size
+    part = list(corpus_sequences(corpus, [(0, 100, 200), (3, 5, 6)], 31))
+    assert sketch(part, 31, 1).tolist() == sketch(_array(texts[0][100:200]), 31, 1).tolist()
+    query = [_array(text) for text in texts]
+    assert shared_kmers(query, corpus) == 1.0
+    assert shared_kmers_each([query, _array(texts[3])], [_array(texts[3])]) == [35 / 706, 1.0]
 
 
 def test_impossible_arguments() -> None:
