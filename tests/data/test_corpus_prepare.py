@@ -517,6 +517,8 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "in" / "readme.txt").write_text("x")
     assert "holds no genome" in _message(tmp_path / "in", output=output)
     assert "no genomes given" in _message(output=output)
+    prepare([_fasta(tmp_path / "a.fa", {"r": "ACGT"})], tmp_path / "made")
+    assert "is a corpus already" in _message(tmp_path / "made", output=output)
     os.mkfifo(tmp_path / "pipe.fa")
     assert "pipe or device" in _message(tmp_path / "pipe.fa", output=output)
     assert not output.exists()

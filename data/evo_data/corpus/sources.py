@@ -255,6 +255,8 @@ def _expand(given: Path) -> Iterator[Path]:
         yield given
         return
     paths = sorted(_genome_files(given))
+    if not paths and (given / "manifest.json").is_file():
+        raise CorpusError(f"{given}: is a corpus already; give the genomes that it was made of")
     if not paths:
         endings = ", ".join(FASTA_SUFFIXES + GENBANK_SUFFIXES)
         raise CorpusError(
