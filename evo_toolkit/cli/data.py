@@ -29,7 +29,7 @@ data.add_command(split_command)
 
 
 @data.command("prepare")
-@click.argument("genomes", metavar="GENOMES...", nargs=-1, required=True, type=click.Path())
+@click.argument("genomes", metavar="GENOMES...", nargs=-1, required=True, type=click.Path(readable=False))  # fmt: skip
 @click.option(
     "-o", "--output", required=True, metavar="FOLDER", type=click.Path(),
     help="Folder of the corpus.",
