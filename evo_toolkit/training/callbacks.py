@@ -132,6 +132,9 @@ class ProgressBar(RichProgressBar):
             return trainer.max_steps * trainer.accumulate_grad_batches
         return super().total_train_batches
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "Training"
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         monitor = next((c for c in trainer.callbacks if isinstance(c, Monitor)), None)
         values = monitor.latest if monitor is not None else {}

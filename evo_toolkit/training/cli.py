@@ -164,7 +164,8 @@ def default_loggers(folder: Path) -> list[Logger]:
 
     "Set up" is a WANDB_API_KEY or WANDB_MODE in the environment: nothing asks for a password.
     """
-    loggers: list[Logger] = [CSVLogger(folder, name="csv")]
+    # Each line is written at once: a run that is killed keeps its curve.
+    loggers: list[Logger] = [CSVLogger(folder, name="csv", flush_logs_every_n_steps=1)]
     if any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
         loggers.append(TensorBoardLogger(folder, name="tensorboard"))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import warnings
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+import evo_toolkit.training.cli as training_cli
 from evo_toolkit.cli.main import cli
 from evo_toolkit.errors import UsageError
 from evo_toolkit.training.cli import EvoCLI, run
@@ -165,6 +167,31 @@ def test_a_program_of_its_own_ends_in_one_line_and_its_code(tmp_path: Path, toy_
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("Error: ") and "absent.fa" in last
     assert "Traceback" not in done.stderr
+
+
+def test_weights_and_biases_is_used_where_it_is_installed_and_set_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stub:
+        def __init__(self, save_dir: str) -> None:
+            self.save_dir = save_dir
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(training_cli, "WandbLogger", Stub)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+
+    def kinds(installed: bool) -> list[str]:
+        def found(name: str) -> object:
+            return object() if name == "wandb" and installed else find(name)
+
+        monkeypatch.setattr(importlib.util, "find_spec", found)
+        return [type(logger).__name__ for logger in training_cli.default_loggers(tmp_path)]
+
+    assert kinds(installed=True) == ["CSVLogger", "TensorBoardLogger"]
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert kinds(installed=True) == ["CSVLogger", "TensorBoardLogger", "Stub"]
+    assert "Stub" not in kinds(installed=False) or find("wandb")
 
 
 def test_only_actions_that_the_modules_have_are_offered() -> None:
