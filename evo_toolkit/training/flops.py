@@ -9,6 +9,8 @@ stream (norms, gates, activations) counts nothing, as is usual.
 
 from __future__ import annotations
 
+import re
+
 from evo_toolkit.model.config import StripedHyena2Config
 
 # Dense bfloat16, without sparsity, of the makers' data sheets, in operations per second.
@@ -54,4 +56,5 @@ def training_flops(config: StripedHyena2Config, length: int) -> int:
 
 def peak_flops(device_name: str) -> float | None:
     """Dense bfloat16 operations per second of a GPU by its name, or None for an unknown one."""
-    return next((peak for name, peak in _PEAKS.items() if name in device_name), None)
+    found = (peak for name, peak in _PEAKS.items() if re.search(rf"\b{name}\b", device_name))
+    return next(found, None)

@@ -409,6 +409,9 @@ class ContinuedEvoModule(EvoModule):
         context_length: int,
         rotary_interpolation: float | None = None,
         name: str | None = None,
+        domains: list[str] | None = None,
+        not_for: list[str] | None = None,
+        forbidden_genomes: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
         """Describe the training; weights are read when a run starts.
@@ -420,6 +423,8 @@ class ContinuedEvoModule(EvoModule):
             rotary_interpolation: Factor of the rotary positions. By default the model's own, times
                 the growth of its context where that grows, as the released models were extended.
             name: What the new model is called; by default the old name with `-continued`.
+            domains, not_for, forbidden_genomes: What the new model is for, in words, and the kinds of
+                genome that commands refuse; by default as of the old one.
             kwargs: As of `EvoModule`.
         """
         opened = open_source(init_from)
@@ -431,6 +436,11 @@ class ContinuedEvoModule(EvoModule):
             name=name or f"{old.name}-continued",
             context_length=max(context_length, old.context_length),
             rotary_interpolation=rotary_interpolation,
+            domains=old.domains if domains is None else tuple(domains),
+            not_for=old.not_for if not_for is None else tuple(not_for),
+            forbidden_genomes=(
+                old.forbidden_genomes if forbidden_genomes is None else tuple(forbidden_genomes)
+            ),
             evidence=(),
         )
         super().__init__(config=config, **kwargs)

@@ -48,4 +48,6 @@ def test_filters_count_their_taps(symbol: str, per_base: int) -> None:
 def test_peaks_by_name() -> None:
     assert peak_flops("NVIDIA H200") == 989.4e12
     assert peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("NVIDIA GH200 480GB") == 989.4e12
+    assert peak_flops("NVIDIA L40") is None  # not an L4
     assert peak_flops("NVIDIA GeForce GTX 1080") is None

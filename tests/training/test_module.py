@@ -331,7 +331,8 @@ def test_a_run_continues_from_weights_with_a_longer_context(
         found = -value.exp() if name != key else value
         torch.testing.assert_close(found, wanted, msg=key)
     train(tmp_path, own, data={"context_length": 64})
-    shorter = ContinuedEvoModule(str(toy_model_dir), 64)
+    shorter = ContinuedEvoModule(str(toy_model_dir), 64, domains=["plastids"])
+    assert shorter.config.domains == ("plastids",)
     assert (shorter.config.rotary_interpolation, shorter.config.context_length) == (1.0, 512)
 
 
