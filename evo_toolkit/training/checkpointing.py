@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from evo_data.files import atomic_output
 from evo_toolkit.errors import CheckpointError, UsageError
+
+_log = logging.getLogger("evo_toolkit")
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
 _LEFT_OVER = re.compile(r"\..*\.ckpt\.[0-9a-f]+\.tmp")
@@ -148,7 +151,16 @@ class Checkpoints(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path is None:
             self.refuse_to_mix(trainer)
+        elif trainer.is_global_zero:
+            self._set_aside_later(trainer)
         self._saved = trainer.global_step if trainer.ckpt_path is not None else None
+
+    def _set_aside_later(self, trainer: Trainer) -> None:
+        """Rename files of later steps than the one resumed from: `last` must not find them again."""
+        for path in find_checkpoints(self.folder(trainer)):
+            if (checkpoint_step(path) or 0) > trainer.global_step:
+                path.replace(path.with_name(f"abandoned-{path.name}"))
+                _log.info("%s is not part of this run any more: abandoned-%s", path, path.name)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

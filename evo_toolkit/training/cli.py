@@ -214,6 +214,7 @@ def run(args: Sequence[str]) -> None:
 def _quieten() -> None:
     """Leave out what Lightning and torch say about things that are as they should be."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.accelerators.cuda").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",

@@ -258,6 +258,14 @@ def test_a_run_is_never_mixed_with_another(fit: Fit, tmp_path: Path) -> None:
         fit(tmp_path, "--trainer.max_steps", 4)
 
 
+def test_what_a_run_went_back_behind_is_not_found_as_the_last(fit: Fit, tmp_path: Path) -> None:
+    fit(tmp_path, "--checkpoint.keep", 0)
+    folder = tmp_path / "checkpoints"
+    fit(tmp_path, "--ckpt_path", folder / "step-00000002.ckpt", "--trainer.max_steps", 3)
+    assert [path.name for path in find_checkpoints(folder)] == ["step-00000002.ckpt", "step-00000003.ckpt"]  # fmt: skip
+    assert (folder / "abandoned-step-00000006.ckpt").is_file()
+
+
 def test_last_of_nothing_starts_anew(fit: Fit, tmp_path: Path) -> None:
     fit(tmp_path, "--trainer.max_steps", 1, "--ckpt_path", "last")
     assert find_checkpoints(tmp_path / "checkpoints")
