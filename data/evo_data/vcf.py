@@ -308,7 +308,7 @@ def _read_records(
     if first is None:
         return
     number = max(number, 1)
-    record = _parse(first, number, width, name)
+    record = parse_record(first, number, width, name)
     for raw in lines:
         number += 1
         if not raw.strip(b"\r\n"):
@@ -316,11 +316,22 @@ def _read_records(
             record.terminator += raw
             continue
         yield record
-        record = _parse(raw, number, width, name)
+        record = parse_record(raw, number, width, name)
     yield record
 
 
-def _parse(raw: bytes, number: int, width: int, name: str) -> VcfRecord:
+def parse_record(raw: bytes, number: int, width: int, name: str) -> VcfRecord:
+    """Return the record of one line.
+
+    Args:
+        raw: The line with its terminator.
+        number: Its number, for messages and `VcfRecord.number`.
+        width: Columns of the header.
+        name: What messages call the file.
+
+    Raises:
+        VcfError: if it is no record; see the module's text.
+    """
     line, terminator = _split_terminator(raw)
     found = line.count(b"\t") + 1
     # With FORMAT in the header but no samples, writers disagree on whether FORMAT is repeated.

@@ -20,14 +20,15 @@ from evo_toolkit.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from evo_data.fasta import Fasta
+    from evo_data.interval import Interval
     from evo_toolkit.variants.output import ScoreWriter
     from evo_toolkit.variants.run import ScoringRun, Variants
     from evo_toolkit.variants.summary import Summary
 
 
 @click.command(epilog="Exit codes: 0 done; 1 an error (a bad file, the wrong genome); 2 wrong usage; 3 ran to the end but could score nothing.")  # fmt: skip
-@click.argument("variants", metavar="VARIANTS", type=click.Path(path_type=str))
-@click.argument("genome", metavar="GENOME", type=click.Path(path_type=str))
+@click.argument("inputs", metavar="[VARIANTS] GENOME", nargs=-1, type=click.Path(path_type=str))
 @click.option(
     "-o",
     "--output",
@@ -71,6 +72,60 @@ if TYPE_CHECKING:
     help="Keep only records whose FILTER is one of these, such as PASS,. (as in bcftools view).",
 )
 @click.option(
+    "--variant",
+    "variant_texts",
+    multiple=True,
+    metavar="TEXT",
+    help="A variant instead of a file: chr17-43045711-G-A, chr17:43045711:G>A, genomic HGVS, SPDI; repeatable.",
+)
+@click.option(
+    "-r",
+    "--regions",
+    metavar="LIST",
+    help="Only records that touch one of these: chr1:100-200,chr2 (1-based, inclusive).",
+)
+@click.option(
+    "-R",
+    "--regions-file",
+    metavar="FILE",
+    help="The same from a file: BED (.bed), or contig, first and last, or a VCF.",
+)
+@click.option(
+    "-i",
+    "--include",
+    metavar="EXPR",
+    help="Only records for which a bcftools expression holds, such as 'AF<0.01'.",
+)
+@click.option("-e", "--exclude", metavar="EXPR", help="Only records for which it does not hold.")
+@click.option(
+    "-s",
+    "--samples",
+    metavar="LIST",
+    help="Keep the columns of these samples (^ before the list: of the others); with -i 'GT=\"alt\"' only what they carry.",
+)
+@click.option(
+    "--zero-based", is_flag=True, help="The positions of a table count from 0, not from 1."
+)
+@click.option(
+    "--contig-aliases",
+    metavar="FILE",
+    help="Names of the same contig on one line each: two columns, UCSC chromAlias, NCBI assembly report.",
+)
+@click.option(
+    "-c",
+    "--check-ref",
+    type=click.Choice(["e", "w", "x"]),
+    default="w",
+    show_default=True,
+    help="Where REF is not the genome's: e stop, w a status instead of a score, x leave the record out.",
+)
+@click.option(
+    "--max-ref-mismatch",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Largest share of the first 1,000 records whose REF may differ from the genome's; default 0.05. Given, it also accepts contigs of another length.",
+)
+@click.option(
     "-G", "--drop-genotypes", is_flag=True, help="Leave FORMAT and samples out of the output."
 )
 @click.option(
@@ -91,8 +146,7 @@ if TYPE_CHECKING:
 @quiet_option
 @user_errors
 def score(
-    variants: str,
-    genome: str,
+    inputs: tuple[str, ...],
     output: str,
     output_type: str | None,
     model: str | None,
@@ -103,6 +157,16 @@ def score(
     strands: str,
     max_allele: int,
     apply_filters: str | None,
+    variant_texts: tuple[str, ...],
+    regions: str | None,
+    regions_file: str | None,
+    include: str | None,
+    exclude: str | None,
+    samples: str | None,
+    zero_based: bool,
+    contig_aliases: str | None,
+    check_ref: str,
+    max_ref_mismatch: float | None,
     drop_genotypes: bool,
     info_prefix: str,
     no_version: bool,
@@ -111,15 +175,19 @@ def score(
     allow_out_of_domain: bool,
     quiet: bool,
 ) -> None:
-    """Score the variants of a VCF against a genome.
+    """Score variants against a genome.
 
-    VARIANTS is a VCF (plain, gzip, bgzip), a BCF, or - for stdin; GENOME is a FASTA, plain or
+    VARIANTS is a VCF (plain, gzip, bgzip), a BCF, - for either from stdin, or a table (TSV, CSV,
+    Parquet) with columns chrom, pos, ref, alt; or give --variant. GENOME is a FASTA, plain or
     bgzipped, indexed when it is not yet. Every alternate allele gets a status (EVO_ST) and, where
     it can be scored, EVO_DLL: the log-likelihood of the window with the alternate minus that with
     the reference, in nats. A positive EVO_DLL means that the alternate is MORE likely to the model.
     It is no probability, and there is no cut-off: compare within one consequence class.
     """
+    from evo_data.contigs import ContigAliases, read_alias_file
     from evo_data.fasta import Fasta
+    from evo_data.variant_sources import Selection
+    from evo_data.variant_sources import open_source as open_variant_source
     from evo_toolkit.checkpoint.load import load_opened
     from evo_toolkit.checkpoint.opening import open_source
     from evo_toolkit.errors import UsageError
@@ -128,7 +196,9 @@ def score(
     from evo_toolkit.variants.run import open_variants
 
     name = require_model(model)
-    format = check_output(output, output_type, force, inputs=(variants, genome))
+    variants, genome = _inputs(inputs, variant_texts)
+    files = [file for file in (variants, genome, regions_file, contig_aliases) if file]
+    format = check_output(output, output_type, force, inputs=files)
     say = _Reporter(quiet)
     filters = None
     if apply_filters is not None:
@@ -143,10 +213,20 @@ def score(
         note = check_domain(opened.source.config, reference.lengths, allow=allow_out_of_domain)
         if note:
             say.warning(note)
-        found = open_variants(
-            variants, reference, filters=filters,
-            info_prefix=info_prefix if format in VCF_FORMATS else None,
+        synonyms = read_alias_file(contig_aliases) if contig_aliases else ()
+        selection = Selection(
+            regions=_regions(regions, regions_file, reference), include=include, exclude=exclude, samples=samples,
         )  # fmt: skip
+        source = open_variant_source(
+            variants, reference, texts=variant_texts, selection=selection, zero_based=zero_based,
+            contigs=ContigAliases(reference.lengths, synonyms=synonyms),
+        )  # fmt: skip
+        found = open_variants(
+            source, reference, filters=filters, check_ref=check_ref, max_ref_mismatch=max_ref_mismatch,
+            info_prefix=info_prefix if format in VCF_FORMATS else None, synonyms=synonyms,
+        )  # fmt: skip
+        for warning in found.warnings:
+            say.warning(warning)
         if format in VCF_FORMATS:
             check_prefix_free(found.header, info_prefix)
         say.counted(found)
@@ -174,6 +254,27 @@ def score(
     say.finished(run, summary, writer.notes, note)
     if summary.nothing_scored:
         raise click.exceptions.Exit(EXIT_NOTHING_SCORED)
+
+
+def _inputs(inputs: tuple[str, ...], texts: tuple[str, ...]) -> tuple[str | None, str]:
+    """The file of variants, None where they are given as text, and the genome."""
+    from evo_toolkit.errors import UsageError
+
+    if texts and len(inputs) == 1:
+        return None, inputs[0]
+    if texts and len(inputs) == 2:
+        raise UsageError("give a file of variants or --variant, not both")
+    if len(inputs) != 2:
+        wanted = "GENOME" if texts else "VARIANTS GENOME"
+        raise UsageError(f"{len(inputs)} file names are given where {wanted} is needed")
+    return inputs[0], inputs[1]
+
+
+def _regions(text: str | None, file: str | None, genome: Fasta) -> tuple[Interval, ...]:
+    from evo_data.variant_sources import parse_regions, read_regions
+
+    listed = [] if text is None else parse_regions(text, genome.lengths)
+    return tuple(listed + ([] if file is None else read_regions(file)))
 
 
 def _score_all(run: ScoringRun, writer: ScoreWriter, say: _Reporter) -> Summary:
@@ -232,6 +333,10 @@ class _Reporter:
         from evo_data.variant import AlleleStatus
 
         self.line(summary.text())
+        if run.variants.num_ref_excluded:
+            self.line(
+                f"left out by --check-ref x: {run.variants.num_ref_excluded:,} records whose REF is not the genome's"
+            )
         checked = summary.by_status[AlleleStatus.OK]
         wrong = (
             summary.by_status[AlleleStatus.REF_MISMATCH] + summary.by_status[AlleleStatus.SWAPPED]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from evo_data.contigs import ContigAliases
 from evo_data.fasta import Fasta
+from evo_data.preflight import CHECKED_RECORDS, check_build, ref_differs
 from evo_data.variant import AlleleStatus, classify_allele
+from evo_data.variant_sources import VariantSource
 from evo_data.vcf import VariantReader, VcfHeader, VcfRecord
 from evo_toolkit._version import __version__
 from evo_toolkit.errors import EvoError
@@ -28,9 +30,10 @@ UNINFORMATIVE_BITS = 1.95
 """Reference bits per base above which a model predicts a sequence no better than its composition:
 four equally frequent bases take 2 bits."""
 
+CHECK_REF = {"e": "stop", "w": "score the others", "x": "leave the record out"}
+"""What becomes of a record whose REF is not the genome's; letters as in `bcftools norm -c`."""
+
 _MOST_NAMES = 8
-# Records of a stream that are looked at before the model loads.
-_STREAM_LOOK_AHEAD = 1000
 
 
 @dataclass
@@ -38,41 +41,74 @@ class Variants:
     """A variant file after its pre-flight: header, contig names, counts, and its records.
 
     Attributes:
-        path: The file, or "-" for stdin.
+        source: Where they come from.
         header: Its header.
         contigs: The genome's contig names.
-        num_records: Records that pass the filter; None for stdin, which can be read only once.
-        num_filtered: Records that do not.
+        genome: The reference.
+        filters: FILTER values to keep; None keeps every record.
+        check_ref: A letter of `CHECK_REF`.
+        warnings: What the user should be told before scoring.
+        num_records: Records that are wanted; None for stdin, which can be read only once.
+        num_filtered: Records that the FILTER values leave out.
+        num_ref_excluded: Records left out for their REF (`check_ref` "x"); of a stream so far.
         num_alleles: Alternate alleles of those that pass.
         num_candidates: Those that may be scored, as far as their text and contig tell.
         num_sites: Distinct places of the candidates.
     """
 
-    path: Path | str
+    source: VariantSource
     header: VcfHeader
     contigs: ContigAliases
+    genome: Fasta
     filters: frozenset[str] | None = None
+    check_ref: str = "w"
+    warnings: tuple[str, ...] = ()
     num_records: int | None = None
     num_filtered: int = 0
+    num_ref_excluded: int = 0
     num_alleles: int = 0
     num_candidates: int = 0
     num_sites: int = 0
     _reader: VariantReader = field(kw_only=True, repr=False)
     _stream: Iterator[VcfRecord] | None = field(default=None, kw_only=True, repr=False)
+    _first_differing: VcfRecord | None = field(default=None, kw_only=True, repr=False)
 
     def records(self) -> Iterator[VcfRecord]:
-        """The records that pass the filter, in the order of the file."""
+        """The wanted records, in the order of the file.
+
+        Raises:
+            EvoError: at a record whose REF is not the genome's, if `check_ref` is "e".
+        """
+        self.num_ref_excluded = 0
         if self._stream is not None:
             with self._reader:
-                yield from self._passing(self._stream)
+                yield from self._wanted(self._stream)
             return
-        with VariantReader(self.path) as reader:
-            yield from self._passing(reader)
+        with self.source.open() as reader:
+            yield from self._wanted(reader)
 
-    def _passing(self, records: Iterable[VcfRecord]) -> Iterator[VcfRecord]:
+    def _wanted(self, records: Iterable[VcfRecord]) -> Iterator[VcfRecord]:
         for record in records:
-            if passes(record, self.filters):
-                yield record
+            if not passes(record, self.filters):
+                continue
+            if self.check_ref != "w" and self.differs(record):
+                if self.check_ref == "e":
+                    raise EvoError(self.complaint(record))
+                self.num_ref_excluded += 1
+                continue
+            yield record
+
+    def differs(self, record: VcfRecord) -> bool:
+        """Whether REF is not what the genome holds; False where that cannot be said."""
+        contig = self.contigs.get(record.contig)
+        return contig is not None and bool(ref_differs(record, self.genome, contig))
+
+    def complaint(self, record: VcfRecord) -> str:
+        """What `--check-ref e` says of a record."""
+        return (
+            f"{self.source.name}: record {record.number}, {record.contig}:{record.pos}: REF {record.ref[:40]} is not what "
+            f"{self.genome.path.name} holds there; --check-ref w gives it a status, x leaves it out"
+        )
 
 
 def passes(record: VcfRecord, filters: frozenset[str] | None) -> bool:
@@ -83,11 +119,14 @@ def passes(record: VcfRecord, filters: frozenset[str] | None) -> bool:
 
 
 def open_variants(
-    path: Path | str,
+    variants: VariantSource | Path | str,
     genome: Fasta,
     *,
     filters: frozenset[str] | None = None,
     info_prefix: str | None = None,
+    check_ref: str = "w",
+    max_ref_mismatch: float | None = None,
+    synonyms: Sequence[frozenset[str]] = (),
 ) -> Variants:
     """Read a variant file once before anything expensive happens.
 
@@ -95,51 +134,86 @@ def open_variants(
     at, and nothing is counted.
 
     Args:
+        variants: What `evo_data.variant_sources.open_source` returns, or a VCF or BCF.
         filters: FILTER values to keep, as in `bcftools view -f`; None keeps every record.
         info_prefix: Refuse records that already carry INFO keys with this prefix.
+        check_ref: What becomes of a record whose REF is not the genome's, a letter of `CHECK_REF`.
+        max_ref_mismatch: As for `evo_data.preflight.check_build`.
+        synonyms: Contig names of an alias file (`evo_data.contigs.read_alias_file`).
 
     Raises:
         VcfError: if the file cannot be read to its end.
-        EvoError: if no contig of the variants is in the genome, or INFO keys would be doubled.
+        ContigError: if the genome is not the one that the variants were called on.
+        EvoError: if no contig of the variants is in the genome, INFO keys would be doubled, or a
+            REF is not the genome's and `check_ref` is "e".
     """
-    reader = VariantReader(path)
-    header = reader.header
-    contigs = ContigAliases(genome.lengths, header.contigs)
-    variants = Variants(path, header, contigs, filters, _reader=reader)
-    if str(path) == "-" or not Path(path).is_file():  # a pipe can be read only once, like stdin
+    if check_ref not in CHECK_REF:
+        raise EvoError(f"check_ref {check_ref!r} is not known; use one of {', '.join(CHECK_REF)}")
+    source = (
+        variants if isinstance(variants, VariantSource) else VariantSource(variants, str(variants))
+    )
+    reader = source.open()
+    contigs = ContigAliases(
+        genome.lengths,
+        reader.header.contigs,
+        synonyms=synonyms,
+        any_length=max_ref_mismatch is not None,
+    )
+    found = Variants(source, reader.header, contigs, genome, filters, check_ref, _reader=reader)
+    names: dict[str, None] = {}
+    if source.is_stream:
         records = iter(reader)
-        first = list(islice(records, _STREAM_LOOK_AHEAD))
-        variants._stream = chain(first, records)
-        _require_a_contig(list(dict.fromkeys(r.contig for r in first)), contigs, genome)
-        return variants
-    variants.num_records = 0
+        first = list(islice(records, CHECKED_RECORDS))
+        found._stream = chain(first, records)
+        names = dict.fromkeys(record.contig for record in first)
+    else:
+        first = _scan(found, reader, names, info_prefix)
+    found.warnings = tuple(
+        check_build(found.header, first, names, genome, contigs, max_ref_mismatch=max_ref_mismatch)
+    )
+    _require_a_contig(list(names), contigs, genome)
+    if check_ref == "e" and found._first_differing is not None:
+        raise EvoError(found.complaint(found._first_differing))
+    return found
+
+
+def _scan(
+    found: Variants, reader: VariantReader, names: dict[str, None], info_prefix: str | None
+) -> list[VcfRecord]:
+    """Count the records, note their contigs, and return the first of them."""
+    found.num_records = 0
     taken = None
     if info_prefix is not None:
         taken = re.compile(rb"(?:^|;)" + re.escape(info_prefix.encode()) + rb"_[^=;]*")
-    names: dict[str, None] = {}
+    first: list[VcfRecord] = []
     place: tuple[str, int] | None = None
     with reader:
         for record in reader:
-            if not passes(record, filters):
-                variants.num_filtered += 1
+            if not passes(record, found.filters):
+                found.num_filtered += 1
                 continue
             names[record.contig] = None
-            variants.num_records += 1
-            variants.num_alleles += len(record.alts)
-            if taken is not None and (found := taken.search(record.info)):
-                key = found[0].lstrip(b";").decode(errors="replace")
+            if len(first) < CHECKED_RECORDS:
+                first.append(record)
+            if found.check_ref != "w" and found.differs(record):
+                found._first_differing = found._first_differing or record
+                found.num_ref_excluded += 1
+                continue
+            found.num_records += 1
+            found.num_alleles += len(record.alts)
+            if taken is not None and (key := taken.search(record.info)):
                 raise EvoError(
-                    f"{path}: line {record.number} already has INFO key {key}; choose another prefix with --info-prefix"
+                    f"{found.source.name}: line {record.number} already has INFO key {key[0].lstrip(b';').decode(errors='replace')}; "
+                    "choose another prefix with --info-prefix"
                 )
             candidates = sum(
                 classify_allele(record.ref, alt) is AlleleStatus.OK for alt in record.alts
             )
-            if candidates and record.contig in contigs:
-                variants.num_candidates += candidates
-                variants.num_sites += place != (record.contig, record.pos)
+            if candidates and record.contig in found.contigs:
+                found.num_candidates += candidates
+                found.num_sites += place != (record.contig, record.pos)
                 place = (record.contig, record.pos)
-    _require_a_contig(list(names), contigs, genome)
-    return variants
+    return first
 
 
 def _require_a_contig(names: list[str], contigs: ContigAliases, genome: Fasta) -> None:

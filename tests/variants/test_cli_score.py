@@ -194,7 +194,12 @@ def test_wrong_assembly_is_hinted_at(model: Path, tmp_path: Path) -> None:
     source.write_text(
         "##fileformat=VCFv4.3\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n" + "".join(rows)
     )
-    result = run(source, FASTA, "-m", model, "-o", tmp_path / "o.vcf")
+    out = tmp_path / "o.vcf"
+    result = run(source, FASTA, "-m", model, "-o", out)
+    assert result.exit_code == 1 and not out.exists()
+    assert "at 5 of the first 50 records (10.0%, limit 5.0%)" in result.stderr
+    assert "wrong build?" in result.stderr and result.stderr.count("\n") == 1
+    result = run(source, FASTA, "-m", model, "-o", out, "--max-ref-mismatch", "0.1")
     assert result.exit_code == 0
     assert "REF differs from the genome at 5 of 50 alleles" in result.stderr
 

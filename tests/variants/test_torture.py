@@ -26,7 +26,18 @@ NUM_INVALID_REFUSED = 32
 
 
 def score(variants: Path, genome: Path, model: Path, output: Path) -> Result:
-    arguments = [str(variants), str(genome), "-m", str(model), "-o", str(output), "--force", "-q"]
+    arguments = [
+        str(variants),
+        str(genome),
+        "-m",
+        str(model),
+        "-o",
+        str(output),
+        "--force",
+        "-q",
+        "--max-ref-mismatch",
+        "1",
+    ]
     result = CliRunner().invoke(cli, ["score", *arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
