@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from evo_data.errors import EvoDataError
 from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.training.callbacks import Monitor, ProgressBar, ValidationLine
 from evo_toolkit.training.checkpointing import AtomicCheckpointIO, Checkpoints
@@ -26,6 +28,15 @@ from evo_toolkit.training.strategy import register_strategies
 _log = logging.getLogger("evo_toolkit")
 
 _CONFIG_FLAGS = ("--config", "-c")
+_WITHOUT_RECIPE = (
+    "--print_config",
+    "--model",
+    "--model.class_path",
+    "--model.help",
+    "--data.help",
+    "--help",
+    "-h",
+)
 
 # The parser would silently put the linked value in its place.
 _LINKED = re.compile(r"--model(\.init_args)?(\.config)?\.context_length(=|$)")
@@ -131,6 +142,18 @@ class EvoCLI(LightningCLI):
         # The stock method reads the whole file and would let it override the command line.
         pass
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            # The parser wraps what our classes say of their arguments in a page of its own.
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, EvoError | EvoDataError):
+                cause = cause.__cause__ or cause.__context__
+            if cause is None:
+                raise
+            raise cause from None
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer", default={})
         root = Path(config["default_root_dir"] or _RUN_FOLDER)
@@ -200,10 +223,19 @@ def run(args: Sequence[str]) -> None:
         for previous, arg in zip(["", *args], args, strict=False)
     ]
     register_strategies()
+    words = {arg.partition("=")[0] for arg in args}
+    if not words & {*_CONFIG_FLAGS, *_WITHOUT_RECIPE}:
+        raise UsageError(
+            "no recipe; give one with --config, such as recipes/pretrain/tiny-cpu.yaml or recipes/continue/custom-genomes.yaml"
+        )
     try:
         EvoCLI(args)
     except MisconfigurationException as error:
         raise UsageError(" ".join(str(error).split())) from error
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            "the GPU is out of memory; give a smaller --data.batch_size (with --trainer.accumulate_grad_batches the update stays the same), or --model.checkpoint_blocks 1"
+        ) from error
     except SystemExit as end:
         # Lightning ends the program itself, with the code of an error.
         if isinstance(end.__context__, KeyboardInterrupt):

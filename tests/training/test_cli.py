@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import evo_toolkit.training.cli as training_cli
 from evo_toolkit.cli.main import cli
-from evo_toolkit.errors import UsageError
+from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.training.cli import EvoCLI, run
 
 Fit = Callable[..., Path]
@@ -87,6 +87,28 @@ def test_slips_are_one_line(
     words: str,
 ) -> None:
     assert words in refused(capsys, "fit", "--config", toy_recipe, *args)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--model.config.width", 15), "filter_groups 2 does not divide width 15"),
+        (("--model.schedule.min_ratio", 2), "min_ratio is 2"),
+        (("--model.checkpoint_blocks", -1), "checkpoint_blocks is -1"),
+        (("--checkpoint.every_n_steps", 0), "every_n_steps is 0"),
+    ],
+)
+def test_values_that_cannot_be_are_one_line(
+    fit: Fit, tmp_path: Path, args: tuple[object, ...], words: str
+) -> None:
+    with pytest.raises(EvoError, match=words) as error:
+        fit(tmp_path, *args)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_needs_a_recipe() -> None:
+    with pytest.raises(UsageError, match="--config"):
+        run(["fit", "--data.genomes", "mine"])
 
 
 def test_strategies_that_do_not_exist_are_one_line(fit: Fit, tmp_path: Path) -> None:
