@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from evo_data.corpus import Corpus
 from evo_data.errors import EvoDataError
+from evo_data.gff import read_cds
 
 OUTSIDE = -1
 """Outside of every coding sequence, or at different places of several that overlap."""
@@ -95,43 +95,21 @@ def read_codon_positions(paths: Sequence[Path | str], corpus: Corpus) -> CodonPo
     for at, record in enumerate(corpus.records):
         by_name[record.name].append(at)
     runs: dict[int, set[CodingRun]] = defaultdict(set)
-    for path in map(Path, paths):
-        try:
-            data = path.read_bytes()
-            text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
-        except (OSError, EOFError, UnicodeDecodeError) as error:
-            raise EvoDataError(f"cannot read {path}: {error}") from error
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.startswith("##FASTA"):
-                break
-            columns = line.split("\t")
-            if line.startswith("#") or len(columns) < 8 or columns[2] != "CDS":
-                continue
-            for at in by_name.get(columns[0], ()):
-                run = _coding_run(columns, f"{path}, line {number}")
-                if run.stop > corpus.records[at].length:
+    for path in paths:
+        for cds in read_cds(path):
+            for at in by_name.get(cds.contig, ()):
+                length = corpus.records[at].length
+                if cds.strand not in ("+", "-"):
+                    raise EvoDataError(f"{cds.where}: a CDS on strand {cds.strand}; use + or -")
+                if cds.stop > length:
                     raise EvoDataError(
-                        f"{path}, line {number}: ends at {run.stop}, but {columns[0]} has "
-                        f"{corpus.records[at].length} bases; take the annotation of this genome"
+                        f"{cds.where}: ends at {cds.stop}, but {cds.contig} has {length} bases; "
+                        "take the annotation of this genome"
                     )
-                runs[at].add(run)
+                runs[at].add(CodingRun(cds.start, cds.stop, cds.strand == "-", cds.phase))
     if not runs:
         raise EvoDataError(
             f"{', '.join(map(str, paths))}: no CDS on any record of {corpus.path}; sequence names "
             "must be those of the genomes"
         )
     return CodonPositions({at: list(of_record) for at, of_record in runs.items()})
-
-
-def _coding_run(columns: Sequence[str], where: str) -> CodingRun:
-    try:
-        start, stop = int(columns[3]) - 1, int(columns[4])
-        # A missing phase is that of a coding sequence in one piece.
-        phase = 0 if columns[7] == "." else int(columns[7])
-    except ValueError:
-        start, stop, phase = 0, 0, 0
-    if not 0 <= start < stop or phase not in (0, 1, 2) or columns[6] not in ("+", "-"):
-        raise EvoDataError(
-            f"{where}: not a CDS; needed are start and end (1-based), strand + or -, phase 0 to 2"
-        )
-    return CodingRun(start, stop, columns[6] == "-", phase)

@@ -1,11 +1,13 @@
-"""Whole-or-nothing output files, and checksums."""
+"""Whole-or-nothing output files, checksums, and small text files."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import secrets
 import stat
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -87,6 +89,25 @@ def sha256_file(path: Path | str) -> str:
     """Return the SHA-256 of a file's bytes, as 64 lower-case hexadecimal digits."""
     with Path(path).open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def read_text(path: Path | str) -> str:
+    """Return a text file (UTF-8) whole, decompressed if it is gzip or bgzip.
+
+    Raises:
+        EvoDataError: if it cannot be read.
+    """
+    try:
+        data = Path(path).read_bytes()
+        if data.startswith(b"\x1f\x8b"):
+            data = gzip.decompress(data)
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise EvoDataError(f"cannot read {path}: not UTF-8 text") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise EvoDataError(f"cannot read {path}: damaged gzip data; copy it again") from error
+    except OSError as error:
+        raise EvoDataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _fsync(path: Path) -> None:

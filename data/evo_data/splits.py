@@ -6,7 +6,6 @@ are in the same part, because a window read in reverse comes from the same segme
 
 from __future__ import annotations
 
-import gzip
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 
 from evo_data.corpus import Corpus
 from evo_data.errors import EvoDataError
+from evo_data.files import read_text
 from evo_data.permutation import permute
 
 PARTS = ("train", "val", "test")
@@ -352,13 +352,8 @@ def _read_bed(path: Path, corpus: Corpus) -> list[Segment]:
     for at, record in enumerate(corpus.records):
         by_name[record.name].append(at)
         by_name[f"{corpus.genomes[record.genome].name}/{record.name}"].append(at)
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise SplitError(f"cannot read {path}: {error}") from error
     segments = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip() or line.startswith(("#", "track", "browser")):
             continue
         columns = line.split("\t") if "\t" in line else line.split()

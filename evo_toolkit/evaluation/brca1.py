@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,35 +32,29 @@ def read_assay(genome: Path | str, vcf: Path | str) -> tuple[Genome, Arrays]:
         `label` (index in `LABELS`), `exon`.
 
     Raises:
+        EvoDataError: for files that cannot be read.
         EvoError: for a VCF without such variants, or whose REF is not the genome's.
     """
     from evo_data.fasta import Fasta
+    from evo_data.vcf import VariantReader
 
-    path = Path(vcf)
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise EvoError(f"cannot read {path}: {error}") from None
     rows: list[tuple[int, str, str, str, str]] = []
     contigs: set[str] = set()
-    for line in text.splitlines():
-        fields = line.split("\t")
-        if line.startswith("#") or len(fields) < 8:
-            continue
-        info = dict(part.partition("=")[::2] for part in fields[7].split(";"))
-        ref, alt = fields[3].upper(), fields[4].upper()
-        if info.get("FCLASS") in LABELS and len(ref) == len(alt) == 1:
-            contigs.add(fields[0])
-            rows.append((int(fields[1]) - 1, ref, alt, info["FCLASS"], info.get("EXPT", "")))
+    with VariantReader(vcf) as reader:
+        for record in reader:
+            info = dict(part.partition("=")[::2] for part in record.info.decode().split(";"))
+            ref, alt = record.ref.upper(), ",".join(record.alts).upper()
+            if info.get("FCLASS") in LABELS and len(ref) == len(alt) == 1:
+                contigs.add(record.contig)
+                rows.append((record.pos - 1, ref, alt, info["FCLASS"], info.get("EXPT", "")))
     if not rows or len(contigs) != 1:
         raise EvoError(
-            f"{path} has no SNVs of one contig with FCLASS (LOF, INT, FUNC) in INFO; give the VCF of the assay"
+            f"{vcf} has no SNVs of one contig with FCLASS (LOF, INT, FUNC) in INFO; give the VCF of the assay"
         )
     contig = contigs.pop()
     with Fasta(genome) as reference:
         if contig not in reference.lengths:
-            raise EvoError(f"{genome} has no contig {contig}, which {path} names")
+            raise EvoError(f"{genome} has no contig {contig}, which {vcf} names")
         first = max(0, min(row[0] for row in rows) - FLANK)
         last = min(reference.lengths[contig], max(row[0] for row in rows) + FLANK)
         piece = encode(reference.fetch(contig, first, last))
@@ -78,9 +71,9 @@ def read_assay(genome: Path | str, vcf: Path | str) -> tuple[Genome, Arrays]:
     }
     inside = (arrays["position"] >= 0) & (arrays["position"] < piece.size)
     if not inside.all() or (piece[arrays["position"]] != arrays["ref"]).any():
-        raise EvoError(f"REF of {path} differs from {genome}; give the assembly of the VCF")
-    record = f"{contig}:{first + 1}-{first + piece.size}"
-    return Genome(name=contig, group="human", names=(record,), records=(piece,)), arrays
+        raise EvoError(f"REF of {vcf} differs from {genome}; give the assembly of the VCF")
+    name = f"{contig}:{first + 1}-{first + piece.size}"
+    return Genome(name=contig, group="human", names=(name,), records=(piece,)), arrays
 
 
 def report(

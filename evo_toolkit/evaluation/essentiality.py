@@ -8,7 +8,7 @@ fifths of equal length.
 
 from __future__ import annotations
 
-import gzip
+import csv
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evo_data.files import read_text
 from evo_data.variant import Edit
 from evo_toolkit.errors import EvoError
 from evo_toolkit.evaluation.edits import Place
@@ -52,34 +53,26 @@ def read_labels(
         were left out.
 
     Raises:
-        EvoError: if the file cannot be used.
+        EvoDataError: if the file cannot be read.
+        EvoError: if it lacks a column, or labels of both kinds.
     """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise EvoError(f"cannot read {path}: {error}") from None
-    lines = text.splitlines()
-    header = lines[0].split("\t") if lines else []
+    lines = read_text(path).splitlines()
+    rows = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, restval="")
+    header = rows.fieldnames or []
     missing = [name for name in ("start", "end", "strand", column) if name not in header]
     if missing:
         raise EvoError(
             f"{path} has no column {', '.join(missing)}; its columns are {', '.join(header)}"
         )
-    place = {name: header.index(name) for name in header}
     genes, labels, left_out = [], [], 0
-    for number, line in enumerate(lines[1:], start=2):
-        fields = line.split("\t")
-        if len(fields) < len(header):
-            fields += [""] * (len(header) - len(fields))
-        label = fields[place[column]].strip().lower()
+    for row in rows:
         try:
-            start, stop = int(fields[place["start"]]) - 1, int(fields[place["end"]])
+            start, stop = int(row["start"]) - 1, int(row["end"])
         except ValueError:
-            raise EvoError(f"{path}, line {number}: start and end are not numbers") from None
-        name = next((fields[place[n]] for n in ("locus_tag", "gene", "name") if n in place), "")
-        gene = Gene(name or f"gene{number}", 0, start, stop, fields[place["strand"]])
+            raise EvoError(f"{path}, line {rows.line_num}: start and end are not numbers") from None
+        names = [row[name] for name in ("locus_tag", "gene", "name") if row.get(name)]
+        gene = Gene((names or [f"line {rows.line_num}"])[0], 0, start, stop, row["strand"])
+        label = row[column].strip().lower()
         known = label in _TRUE | _FALSE and 0 <= start < stop <= genome.records[0].size
         if known and is_complete(coding_sequence(genome, gene)):
             genes.append(gene)

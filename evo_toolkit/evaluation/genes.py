@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from evo_data.gff import CdsLine, read_cds
 from evo_toolkit.errors import EvoError
 from evo_toolkit.evaluation.genomes import OTHER, Bytes, Genome, reverse_complement, tokens
 
@@ -105,35 +105,20 @@ def read_gff(path: Path | str, genome: Genome) -> list[Gene]:
     code 11 are left out.
 
     Raises:
-        EvoError: if the file cannot be read, or holds no gene of this genome.
+        EvoDataError: if the file cannot be read, or a CDS line is wrong.
+        EvoError: if it holds no gene of this genome.
     """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise EvoError(f"cannot read {path}: {error}") from None
     index = {name: record for record, name in enumerate(genome.names)}
-    parts: dict[str, list[Gene]] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line == "##FASTA":
-            break
-        fields = line.split("\t")
-        if line.startswith("#") or len(fields) != 9 or fields[2] != "CDS":
-            continue
-        attributes = dict(part.partition("=")[::2] for part in fields[8].split(";"))
-        if fields[0] not in index or attributes.get("pseudo") == "true":
-            continue
-        try:
-            start, stop = int(fields[3]) - 1, int(fields[4])
-        except ValueError:
-            raise EvoError(f"{path}, line {number}: start and end are not numbers") from None
-        identifier = attributes.get("ID", f"CDS{number}")
-        name = attributes.get("locus_tag") or attributes.get("gene") or identifier
-        parts.setdefault(identifier, []).append(
-            Gene(name, index[fields[0]], start, stop, fields[6])
-        )
-    whole = [part[0] for part in parts.values() if len(part) == 1]
+    parts: dict[str, list[CdsLine]] = {}
+    for cds in read_cds(path):
+        is_known = cds.contig in index and cds.strand in ("+", "-")
+        if is_known and cds.attributes.get("pseudo") != "true":
+            parts.setdefault(cds.attributes.get("ID", cds.where), []).append(cds)
+    whole = []
+    for identifier, (cds, *more) in parts.items():
+        if not more:
+            name = cds.attributes.get("locus_tag") or cds.attributes.get("gene") or identifier
+            whole.append(Gene(name, index[cds.contig], cds.start, cds.stop, cds.strand))
     return _some(complete_genes(genome, whole), f"{path} for {genome.name}")
 
 

@@ -67,7 +67,7 @@ def test_a_range_is_part_of_the_whole() -> None:
     ("line", "message"),
     [
         ("g0r0\tx\tCDS\t0\t3\t.\t+\t0\t", "line 1: not a CDS"),
-        ("g0r0\tx\tCDS\t1\t3\t.\t?\t0\t", "line 1: not a CDS"),
+        ("g0r0\tx\tCDS\t1\t3\t.\t?\t0\t", "line 1: a CDS on strand"),
         ("g0r0\tx\tCDS\t1\t3\t.\t+\t3\t", "line 1: not a CDS"),
         ("g0r0\tx\tCDS\tone\t3\t.\t+\t0\t", "line 1: not a CDS"),
         ("g0r0\tx\tCDS\t1\t31\t.\t+\t0\t", "ends at 31, but g0r0 has 30 bases"),

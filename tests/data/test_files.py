@@ -1,5 +1,6 @@
 """Outputs appear whole or not at all."""
 
+import gzip
 import hashlib
 import stat
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from evo_data.errors import EvoDataError, OutputExistsError
-from evo_data.files import atomic_output, sha256_file
+from evo_data.files import atomic_output, read_text, sha256_file
 
 
 def _names(folder: Path) -> list[str]:
@@ -135,3 +136,27 @@ def test_sha256(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(b"ACGT" * 100_000)
     assert sha256_file(path) == hashlib.sha256(b"ACGT" * 100_000).hexdigest()
+
+
+def test_text_is_read_plain_and_from_gzip(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    for content in (b"\xc3\xa9\n", b"\xef\xbb\xbf\xc3\xa9\n", gzip.compress(b"\xc3\xa9\n")):
+        path.write_bytes(content)
+        assert read_text(path) == "é\n"
+
+
+def test_text_that_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> None:
+    whole = gzip.compress(b"ACGT" * 1000)
+    damaged = whole[:12] + bytes([whole[12] ^ 0xFF]) + whole[13:]
+    for content, reason in (
+        (b"\xff", "not UTF-8 text"),
+        (whole[:-9], "damaged gzip data"),
+        (damaged, "damaged gzip data"),
+        (None, "No such file"),
+    ):
+        path = tmp_path / "text"
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(EvoDataError, match=f"^cannot read {path}: {reason}"):
+            read_text(path)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from Bio.Seq import Seq
 
+from evo_data.errors import EvoDataError
 from evo_toolkit.errors import EvoError
 from evo_toolkit.evaluation import essentiality, snv
 from evo_toolkit.evaluation.genes import (
@@ -74,11 +75,14 @@ def test_gff_is_one_based_and_closed(genome: Genome, genes: list[Gene], tmp_path
     path = tmp_path / "g.gff3.gz"
     path.write_bytes(gzip.compress("\n".join([*rows, "##FASTA", ">x", parts]).encode()))
     assert read_gff(path, genome) == genes
+    unknown_strand = parts.replace("+", "?").replace("two", "three")
+    path.write_bytes(gzip.compress("\n".join([*rows, unknown_strand]).encode()))
+    assert read_gff(path, genome) == genes
     (tmp_path / "none.gff3").write_text("##gff-version 3\n")
     with pytest.raises(EvoError, match="no complete gene"):
         read_gff(tmp_path / "none.gff3", genome)
     (tmp_path / "bad.gff3").write_text("chr\tx\tCDS\tone\t2\t.\t+\t0\tID=a\n")
-    with pytest.raises(EvoError, match="line 1"):
+    with pytest.raises(EvoDataError, match="line 1"):
         read_gff(tmp_path / "bad.gff3", genome)
 
 
