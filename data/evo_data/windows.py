@@ -48,12 +48,18 @@ class StrandWindow:
 
 
 def variant_windows(
-    fetch: Fetch, contig_length: int, edit: Edit, window: int, strands: str = "both"
+    fetch: Fetch,
+    contig_length: int,
+    edit: Edit,
+    window: int,
+    strands: str = "both",
+    *,
+    step: int = 1,
 ) -> tuple[list[StrandWindow], frozenset[str]]:
     """Return the windows of an edit, one per strand, and flags about them.
 
     On either strand the edit, moved as far upstream in reading direction as the genome allows,
-    begins at index `window // 2`: so many bases of context stand before it. Hence a variant on
+    begins at index `window // 2` (with `step` 1): so many bases of context stand before it. Hence a variant on
     the reverse-complemented genome gives the same windows with the strands exchanged. Both
     alleles have the same length: what an indel removes or adds is made up at the 3' end in
     reading direction with the genome's own bases, so that the alleles share everything before the
@@ -65,6 +71,8 @@ def variant_windows(
         edit: The normalised change (`edit_of(normalise(...))`).
         window: Number of bases wanted, W.
         strands: "both", "+" or "-".
+        step: Windows begin at multiples of this in reading direction, so that near variants share
+            one: up to `step - 1` bases more stand before the edit, and as many fewer behind it.
 
     Returns:
         The windows ("+" first), and the flags: `window_shifted` (a contig end is near),
@@ -77,6 +85,8 @@ def variant_windows(
     """
     if window < 2:
         raise EvoDataError(f"window {window} is too small; at least 2 bases are needed")
+    if not 1 <= step <= window // 2:
+        raise EvoDataError(f"step {step} must be 1 to half the window of {window} bases")
     if strands not in _STRANDS:
         raise EvoDataError(f"strands {strands!r} is not known; use 'both', '+' or '-'")
     if not 0 <= edit.start <= edit.end <= contig_length:
@@ -93,7 +103,9 @@ def variant_windows(
     flags = {"window_clipped"} if width < window else set()
     windows = []
     for strand in _STRANDS[strands]:
-        built, wanted = _strand_window(fetch, contig_length, edit, width, usable, window, strand)
+        built, wanted = _strand_window(
+            fetch, contig_length, edit, width, usable, window, strand, step
+        )
         if width == window and built.start != wanted:
             flags.add("window_shifted")
         if (built.ref == ord("N")).any():
@@ -110,6 +122,7 @@ def _strand_window(
     usable: int,
     window: int,
     strand: str,
+    step: int,
 ) -> tuple[StrandWindow, int]:
     """Return the windows of one strand, and where the reference window would start if it could."""
     growth = edit.growth
@@ -121,6 +134,7 @@ def _strand_window(
         edit = right_align(edit, fetch, contig_length)
         edit_first = contig_length - edit.end
     wanted = edit_first - window // 2
+    wanted -= wanted % step
     first = max(0, min(wanted, usable - width))
     # Whichever allele is shorter by a deletion needs that many more bases behind the window.
     last = min(contig_length, first + width + max(0, -growth))

@@ -51,6 +51,11 @@ if TYPE_CHECKING:
     help="Bases per window; default: the model's own (models info NAME).",
 )
 @click.option(
+    "--window-mode",
+    type=click.Choice(["exact", "shared", "full"]),
+    help="How windows are placed and read. exact: a window for every place, what its alleles share is read once. shared: variants within 1/16 of a window share one (faster; up to that much more context before a variant, less behind). full: every window read whole. Default: exact; full with --precision vortex.",
+)
+@click.option(
     "--strands",
     type=click.Choice(["both", "fwd", "rc"]),
     default="both",
@@ -154,6 +159,7 @@ def score(
     precision: str,
     allow_inaccurate: bool,
     window: int | None,
+    window_mode: str | None,
     strands: str,
     max_allele: int,
     apply_filters: str | None,
@@ -238,8 +244,8 @@ def score(
         )
         command = None if no_version else f"{PROGRAM} {shlex.join(sys.argv[1:])}"
         run = ScoringRun(
-            loaded, reference, found, window=window, strands=strands, max_allele=max_allele,
-            allow_out_of_domain=allow_out_of_domain, command=command,
+            loaded, reference, found, window=window, window_mode=window_mode, strands=strands,
+            max_allele=max_allele, allow_out_of_domain=allow_out_of_domain, command=command,
         )  # fmt: skip
         say.estimated(run)
         if dry_run:
@@ -311,16 +317,13 @@ class _Reporter:
 
     def estimated(self, run: ScoringRun) -> None:
         info = run.info
-        rows, window = info.shapes[0]
-        where = f"{info.model}, {info.precision}, {info.device}, window {window}, {info.strands} strand{'s' if info.strands == 'both' else ''}, {rows} rows at a time"
+        shapes = ", ".join(f"{rows} x {length}" for rows, length in info.shapes)
+        where = f"{info.model}, {info.precision}, {info.device}, window {info.window} ({info.window_mode}), {info.strands} strand{'s' if info.strands == 'both' else ''}, forwards of {shapes}"
         seconds = run.estimate()
-        rate = rows * window / run.seconds_per_forward
         if seconds is None:
-            self.line(
-                f"{where}; {rate:,.0f} bases/s; stdin cannot be counted, so no estimate of the time"
-            )
+            self.line(f"{where}; stdin cannot be counted, so no estimate of the time")
         else:
-            self.line(f"{where}; {rate:,.0f} bases/s; estimated time {duration(seconds)}")
+            self.line(f"{where}; estimated time {duration(seconds)}")
 
     def progress(self, variants: Variants) -> _Progress:
         return _Progress(
@@ -347,6 +350,8 @@ class _Reporter:
             )
         for text in notes:
             self.line(text)
+        if summary.num_scored:
+            self.line(run.scorer.runner.count.text())
         bits = run.bits_line()
         if bits:
             self.line(bits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,8 @@ class AttentionState(NamedTuple):
     """Rotated keys and values of the positions before a chunk.
 
     Attributes:
-        prefix_k, prefix_v: Shared by all rows and never written, `[1, P, H, E]`, or None.
+        prefix_k, prefix_v: Never written: `[1, P, H, E]` shared by all rows, or one such tensor for
+            every row (of a length of its own; rows may share one), or None.
         k, v: Buffers of this sequence's own positions, `[B, capacity, H, E]`.
         length: How many positions of the buffers are filled, int64 scalar.
         claimed: How many positions of the buffers any continuation has written, int64 scalar,
@@ -25,8 +27,8 @@ class AttentionState(NamedTuple):
             otherwise, so two continuations of one state never see each other.
     """
 
-    prefix_k: Tensor | None
-    prefix_v: Tensor | None
+    prefix_k: Tensor | tuple[Tensor, ...] | None
+    prefix_v: Tensor | tuple[Tensor, ...] | None
     k: Tensor
     v: Tensor
     length: Tensor
@@ -79,3 +81,49 @@ def fork_state(state: ModelState, rows: int) -> ModelState:
                 )
         forked.append(type(layer)(*(x.expand(rows, *x.shape[1:]) for x in layer)))
     return tuple(forked)
+
+
+def _tensors(layer: MixerState) -> tuple[Tensor, ...]:
+    assert not isinstance(layer, AttentionState)
+    return tuple(layer)
+
+
+def gather_forks(forks: Sequence[tuple[ModelState, int]]) -> ModelState:
+    """The state of a batch of continuations, each of its own row of some state.
+
+    Keys and values of the prefixes are shared, not copied; the small fixed-size states are copied.
+    The states given stay valid and may be those of prefixes of different lengths.
+
+    Args:
+        forks: For every row of the batch, the state to continue and the row in it.
+
+    Raises:
+        ValueError: if there are none, or one of the states is itself a fork.
+    """
+    if not forks:
+        raise ValueError("gather_forks takes at least one fork")
+    gathered: list[MixerState] = []
+    # Lengths may lie on a GPU: each is read once.
+    filled: dict[int, int] = {}
+    for index, first in enumerate(forks[0][0]):
+        layers = [(state[index], row) for state, row in forks]
+        if not isinstance(first, AttentionState):
+            rows = [[x[row : row + 1] for x in _tensors(layer)] for layer, row in layers]
+            gathered.append(type(first)(*(torch.cat(parts) for parts in zip(*rows, strict=True))))
+            continue
+        keys, values = [], []
+        for layer, row in layers:
+            assert isinstance(layer, AttentionState)
+            if layer.prefix_k is not None:
+                raise ValueError("gather_forks takes states that are not themselves forks")
+            if id(layer.length) not in filled:
+                filled[id(layer.length)] = int(layer.length)
+            length = filled[id(layer.length)]
+            keys.append(layer.k[row : row + 1, :length])
+            values.append(layer.v[row : row + 1, :length])
+        empty = first.k.new_empty((len(forks), 0, *first.k.shape[2:]))
+        zero = torch.zeros((), dtype=torch.int64)  # on the CPU, where reading it waits for nothing
+        gathered.append(
+            AttentionState(tuple(keys), tuple(values), empty, empty.clone(), zero, zero.clone())
+        )
+    return tuple(gathered)

@@ -26,6 +26,7 @@ def score_variants(
     genome: Path | str,
     *,
     window: int | None = None,
+    window_mode: str | None = None,
     strands: str = "both",
     max_allele: int = DEFAULT_MAX_ALLELE,
     filters: Sequence[str] | None = None,
@@ -41,6 +42,9 @@ def score_variants(
         variants: VCF (plain, gzip, bgzip) or BCF.
         genome: FASTA, indexed when it is not yet.
         window: Bases per window; None is the model's `default_window`.
+        window_mode: "exact" (a window for every place, what alleles share is read once), "shared"
+            (near variants share one window; faster) or "full" (every window read whole); None is
+            "exact", and "full" for a model that reproduces the released rounding.
         strands: "both" (averaged), "fwd" or "rc".
         max_allele: Longest allele that is scored, in bases.
         filters: FILTER values to keep, such as ["PASS", "."]; None keeps every record.
@@ -70,6 +74,7 @@ def score_variants(
             reference,
             opened,
             window=window,
+            window_mode=window_mode,
             strands=strands,
             max_allele=max_allele,
             allow_out_of_domain=allow_out_of_domain,

@@ -194,6 +194,7 @@ def metadata_lines(run: RunInfo, info_prefix: str = "EVO") -> list[str]:
         "Precision": run.precision,
         "Device": run.device,
         "Window": str(run.window),
+        "WindowMode": run.window_mode,
         "Strands": run.strands,
         "Shapes": ",".join(f"{rows}x{length}" for rows, length in run.shapes),
         "InfoPrefix": info_prefix,

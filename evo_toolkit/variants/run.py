@@ -19,7 +19,7 @@ from evo_data.vcf import VariantReader, VcfHeader, VcfRecord
 from evo_toolkit._version import __version__
 from evo_toolkit.errors import EvoError
 from evo_toolkit.inference.domain import OUT_OF_DOMAIN_FLAG, check_domain
-from evo_toolkit.inference.runner import LogProbRunner
+from evo_toolkit.variants.reuse import window_runner
 from evo_toolkit.variants.score import DEFAULT_MAX_ALLELE, VariantScorer
 from evo_toolkit.variants.scores import RunInfo, ScoredRecord
 
@@ -240,7 +240,6 @@ class ScoringRun:
 
     Attributes:
         info: What outputs must say about the run.
-        seconds_per_forward: Measured by the probe.
         scorer: The engine; its `reference_bits` fill while the records are read.
     """
 
@@ -251,6 +250,7 @@ class ScoringRun:
         variants: Variants,
         *,
         window: int | None = None,
+        window_mode: str | None = None,
         strands: str = "both",
         max_allele: int = DEFAULT_MAX_ALLELE,
         allow_out_of_domain: bool = False,
@@ -260,6 +260,8 @@ class ScoringRun:
 
         Args:
             window: Bases per window; None is the model's `default_window`.
+            window_mode: One of `evo_toolkit.variants.reuse.WINDOW_MODES`; None is "exact", and
+                "full" for a model that reproduces the released rounding.
             strands: "both", "fwd" or "rc".
             max_allele: Longest allele that is scored, in bases.
             allow_out_of_domain: Consent to score a genome that the model was not trained for.
@@ -267,11 +269,13 @@ class ScoringRun:
 
         Raises:
             OutOfDomainError: without that consent.
-            UsageError: for an unknown strand or a window too small.
+            UsageError: for an unknown strand or window mode, or a window too small.
         """
         domain_note = check_domain(model.config, genome.lengths, allow=allow_out_of_domain)
         self.domain_note = domain_note
-        runner = LogProbRunner(model, model.config.default_window if window is None else window)
+        runner = window_runner(
+            model, model.config.default_window if window is None else window, window_mode
+        )
         self.scorer = VariantScorer(
             runner,
             genome,
@@ -281,7 +285,7 @@ class ScoringRun:
             flags=(OUT_OF_DOMAIN_FLAG,) if domain_note else (),
         )
         self.variants = variants
-        self.seconds_per_forward = runner.probe()
+        runner.probe()
         notes = (*model.notes, *((domain_note,) if domain_note else ()))
         self.info = RunInfo(
             version=__version__,
@@ -290,9 +294,10 @@ class ScoringRun:
             model_sha256=model.sha256,
             precision=model.policy.describe(),
             device=str(model.device),
-            window=runner.shape[1],
+            window=runner.window,
+            window_mode=runner.mode,
             strands=strands,
-            shapes=(runner.shape,),
+            shapes=runner.shapes,
             genome=str(genome.path),
             genome_contigs_sha256=genome_digest(genome),
             notes=notes,
@@ -301,16 +306,14 @@ class ScoringRun:
     def estimate(self) -> float | None:
         """Seconds that scoring will take, from the probe; None when the input cannot be counted.
 
-        One forward holds a fixed number of windows; a place needs its reference and each of its
-        alternates once on every strand.
+        A place needs its reference and each of its alternates once on every strand.
         """
         if self.variants.num_records is None:
             return None
-        rows = (self.variants.num_candidates + self.variants.num_sites) * len(
-            ("+", "-") if self.scorer.strands == "both" else (self.scorer.strands,)
+        strands = 2 if self.scorer.strands == "both" else 1
+        return self.scorer.runner.estimate(
+            self.variants.num_sites * strands, self.variants.num_candidates * strands
         )
-        forwards = -(-rows // self.scorer.runner.shape[0])
-        return forwards * self.seconds_per_forward
 
     def records(self) -> Iterator[ScoredRecord]:
         """Score the variants, in order."""

@@ -24,7 +24,7 @@ from evo_data.variant import (
 from evo_data.vcf import VcfRecord
 from evo_data.windows import StrandWindow, variant_windows
 from evo_toolkit.errors import UsageError
-from evo_toolkit.inference.runner import LogProbRunner
+from evo_toolkit.variants.reuse import LogProbPair, WindowGroup, WindowRunner
 from evo_toolkit.variants.scores import (
     AlleleScore,
     ScoredRecord,
@@ -38,8 +38,6 @@ STRANDS = {"both": "both", "fwd": "+", "rc": "-"}
 
 DEFAULT_MAX_ALLELE = 1000
 
-# Forwards per flush of the buffer: more find more windows in common, fewer hold less in memory.
-_FORWARDS_PER_FLUSH = 8
 # Records that cannot be scored wait for their neighbours, but not without bound.
 _RECORDS_PER_FLUSH = 4096
 _N = ord("N")
@@ -81,11 +79,55 @@ class _Job:
 
     score: AlleleScore
     windows: list[StrandWindow]
-    rows: list[tuple[int, int]] = field(default_factory=list)
+    places: list[tuple[int, int]] = field(default_factory=list)
+
+
+class _Buffer:
+    """Distinct windows that wait to be run, and the records that wait for them."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[VcfRecord, list[AlleleScore | _Job]]] = []
+        self.num_windows = 0
+        self._groups: dict[bytes, tuple[int, dict[bytes, int]]] = {}
+        self._contents: list[tuple[NDArray[np.uint8], list[tuple[NDArray[np.uint8], int]]]] = []
+
+    @property
+    def groups(self) -> list[WindowGroup]:
+        return [WindowGroup(ref, alts) for ref, alts in self._contents]
+
+    def shares(self, alleles: list[AlleleScore | _Job]) -> bool:
+        """Whether a reference window of these alleles is here already."""
+        return any(
+            window.ref.tobytes() in self._groups
+            for allele in alleles
+            if isinstance(allele, _Job)
+            for window in allele.windows
+        )
+
+    def add(self, record: VcfRecord, alleles: list[AlleleScore | _Job]) -> None:
+        for allele in alleles:
+            if isinstance(allele, _Job):
+                allele.places = [self._place(window) for window in allele.windows]
+        self.records.append((record, alleles))
+
+    def _place(self, window: StrandWindow) -> tuple[int, int]:
+        """Group of a window and its alternate's number there."""
+        key = window.ref.tobytes()
+        if key not in self._groups:
+            self._groups[key] = (len(self._groups), {})
+            self._contents.append((window.ref, []))
+            self.num_windows += 1
+        group, known = self._groups[key]
+        alt = window.alt.tobytes()
+        if alt not in known:
+            known[alt] = len(known)
+            self._contents[group][1].append((window.alt, window.fork))
+            self.num_windows += 1
+        return group, known[alt]
 
 
 class VariantScorer:
-    """Scores records one after the other through one `LogProbRunner`.
+    """Scores records one after the other through one `WindowRunner`.
 
     Attributes:
         reference_bits: Filled while scoring.
@@ -93,7 +135,7 @@ class VariantScorer:
 
     def __init__(
         self,
-        runner: LogProbRunner,
+        runner: WindowRunner,
         genome: Fasta,
         contigs: Mapping[str, str],
         *,
@@ -104,7 +146,7 @@ class VariantScorer:
         """Prepare.
 
         Args:
-            runner: Its length is the window, in bases.
+            runner: Runs the model; its window and step are those of the scores.
             genome: The reference.
             contigs: The genome's name for each contig name of the variants.
             strands: "both", "fwd" or "rc".
@@ -117,7 +159,7 @@ class VariantScorer:
         """
         if strands not in STRANDS:
             raise UsageError(f"strands {strands!r} is not known; use one of {', '.join(STRANDS)}")
-        window = runner.shape[1]
+        window = runner.window
         if window < 16:
             raise UsageError(f"window {window} is too small; use at least 16 bases")
         self.runner = runner
@@ -125,7 +167,7 @@ class VariantScorer:
         self.contigs = contigs
         self.strands = STRANDS[strands]
         self.window = window
-        self.max_allele = min(max_allele, window // 2)
+        self.max_allele = min(max_allele, window // 2 - runner.step + 1)
         self.flags = flags
         self.reference_bits = ReferenceBits()
 
@@ -134,26 +176,21 @@ class VariantScorer:
 
         No allele stops the run: what cannot be scored gets a status.
         """
-        waiting: list[tuple[VcfRecord, list[AlleleScore | _Job]]] = []
-        rows: dict[bytes, int] = {}
-        references: set[int] = set()
-        enough = self.runner.shape[0] * _FORWARDS_PER_FLUSH
+        buffer = _Buffer()
+        enough = self.runner.windows_per_call
         for record in records:
             alleles = self._prepare_record(record)
-            for allele in alleles:
-                if isinstance(allele, _Job):
-                    for window in allele.windows:
-                        pair = tuple(
-                            rows.setdefault(tokens.tobytes(), len(rows))
-                            for tokens in (window.ref, window.alt)
-                        )
-                        references.add(pair[0])
-                        allele.rows.append((pair[0], pair[1]))
-            waiting.append((record, alleles))
-            if len(rows) >= enough or len(waiting) >= _RECORDS_PER_FLUSH:
-                yield from self._flush(waiting, rows, references)
-                waiting, rows, references = [], {}, set()
-        yield from self._flush(waiting, rows, references)
+            # Full, but not in the middle of a place with many alternates, and not without bound.
+            if buffer.num_windows >= enough and (
+                buffer.num_windows >= 2 * enough or not buffer.shares(alleles)
+            ):
+                yield from self._flush(buffer)
+                buffer = _Buffer()
+            buffer.add(record, alleles)
+            if len(buffer.records) >= _RECORDS_PER_FLUSH:
+                yield from self._flush(buffer)
+                buffer = _Buffer()
+        yield from self._flush(buffer)
 
     def _prepare_record(self, record: VcfRecord) -> list[AlleleScore | _Job]:
         if not record.alts:
@@ -203,7 +240,9 @@ class VariantScorer:
         if max(edit.end - edit.start, len(edit.alt)) > self.max_allele:
             return replace(named, status=AlleleStatus.TOO_LONG, flags=self.flags)
         try:
-            windows, flags = variant_windows(fetch, length, edit, self.window, self.strands)
+            windows, flags = variant_windows(
+                fetch, length, edit, self.window, self.strands, step=self.runner.step
+            )
         except ContigError:
             return replace(named, status=AlleleStatus.CONTIG_SHORT, flags=self.flags)
         first = windows[0]
@@ -224,30 +263,25 @@ class VariantScorer:
             windows,
         )
 
-    def _flush(
-        self,
-        waiting: list[tuple[VcfRecord, list[AlleleScore | _Job]]],
-        rows: dict[bytes, int],
-        references: set[int],
-    ) -> Iterator[ScoredRecord]:
-        tokens = [np.frombuffer(row, dtype=np.uint8) for row in rows]
-        log_probs = self.runner(tokens)
-        for index in sorted(references):
-            self.reference_bits.add(tokens[index], log_probs[index])
-        for record, alleles in waiting:
+    def _flush(self, buffer: _Buffer) -> Iterator[ScoredRecord]:
+        groups = buffer.groups
+        found = self.runner(groups)
+        for group, pairs in zip(groups, found, strict=True):
+            self.reference_bits.add(group.ref, pairs[0].ref)
+        for record, alleles in buffer.records:
             yield ScoredRecord(
                 record,
                 tuple(
-                    self._close_job(allele, log_probs) if isinstance(allele, _Job) else allele
+                    self._close_job(allele, found) if isinstance(allele, _Job) else allele
                     for allele in alleles
                 ),
             )
 
     @staticmethod
-    def _close_job(job: _Job, log_probs: list[NDArray[np.float32]]) -> AlleleScore:
+    def _close_job(job: _Job, found: list[list[LogProbPair]]) -> AlleleScore:
         strands: list[StrandScore] = [
-            strand_score(window, log_probs[ref], log_probs[alt])
-            for window, (ref, alt) in zip(job.windows, job.rows, strict=True)
+            strand_score(window, *found[group][alt])
+            for window, (group, alt) in zip(job.windows, job.places, strict=True)
         ]
         values = combine_strands(strands)
         if not all(value is None or math.isfinite(value) for value in values.values()):

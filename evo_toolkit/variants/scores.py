@@ -200,3 +200,4 @@ class RunInfo:
     genome: str
     genome_contigs_sha256: str
     notes: tuple[str, ...] = ()
+    window_mode: str = "exact"

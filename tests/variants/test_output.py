@@ -179,7 +179,7 @@ def test_header_lines(write: Callable[..., Path]) -> None:
         "##evo_toolkitVersion=1.2.3",
         "##evo_toolkitCommand=evo-toolkit score in.vcf genome.fa",
         f'##evo_toolkitModel=<ID=evo2_7b,SHA256={"ab" * 32},Precision="default (bfloat16 blocks, float32 head)",'
-        'Device="cuda:0",Window=8192,Strands=both,Shapes="8x8192,2x4096",InfoPrefix=EVO>',
+        'Device="cuda:0",Window=8192,WindowMode=exact,Strands=both,Shapes="8x8192,2x4096",InfoPrefix=EVO>',
         f'##evo_toolkitGenome=<ID=GRCh38.fa,Name="/data/my genomes/GRCh38.fa",ContigsSHA256={"cd" * 32}>',
         '##evo_toolkitNote="said \\"so\\" \\\\ here"',
     ]

@@ -18,6 +18,7 @@ from evo_toolkit.errors import UsageError
 from evo_toolkit.inference.likelihood import token_log_probs
 from evo_toolkit.inference.runner import LogProbRunner
 from evo_toolkit.model.striped_hyena import StripedHyena2
+from evo_toolkit.variants.reuse import ReusedPrefixes, WholeWindows, WindowRunner
 from evo_toolkit.variants.score import VariantScorer
 from evo_toolkit.variants.scores import AlleleScore, ScoredRecord
 
@@ -52,7 +53,7 @@ class Setting:
     """A genome and a model to score against."""
 
     def __init__(self, folder: Path, model: StripedHyena2, sequence: str | None = None) -> None:
-        self.folder, self.model = folder, model
+        self.folder, self.model, self.whole = folder, model, False
         self.sequence = bases() if sequence is None else sequence
         self.genome = Fasta(write_genome(folder, self.sequence))
 
@@ -64,7 +65,9 @@ class Setting:
         strands: str = "both",
         batch: int | None = None,
     ) -> list[ScoredRecord]:
-        runner = LogProbRunner(self.model, window, batch)
+        runner: WindowRunner = ReusedPrefixes(self.model, window, rows=batch)
+        if self.whole:
+            runner = WholeWindows(LogProbRunner(self.model, window, batch))
         scorer = VariantScorer(runner, self.genome, {"c": "c"}, strands=strands)
         return list(scorer.score(records(self.folder, rows)))
 
@@ -76,9 +79,11 @@ class Setting:
         return pos, ref, "ACGT"[("ACGT".index(ref) + shift) % 4]
 
 
-@pytest.fixture
-def setting(tmp_path: Path, toy_model: StripedHyena2) -> Setting:
-    return Setting(tmp_path, toy_model)
+@pytest.fixture(params=["full", "exact"])
+def setting(request: pytest.FixtureRequest, tmp_path: Path, toy_model: StripedHyena2) -> Setting:
+    found = Setting(tmp_path, toy_model)
+    found.whole = request.param == "full"
+    return found
 
 
 def test_score_equals_its_formula_computed_apart(setting: Setting) -> None:
@@ -274,7 +279,7 @@ def test_every_trap_allele_gets_its_status_while_its_siblings_are_scored(setting
         AlleleStatus.REF_MISMATCH, AlleleStatus.SWAPPED, AlleleStatus.MISSING_ALT,
         AlleleStatus.OUT_OF_RANGE, AlleleStatus.OUT_OF_RANGE,
     ]  # fmt: skip
-    scorer = VariantScorer(LogProbRunner(setting.model, 64), setting.genome, {})
+    scorer = VariantScorer(ReusedPrefixes(setting.model, 64), setting.genome, {})
     (unknown,) = scorer.score(records(setting.folder, [setting.snv(500)]))
     assert unknown.alleles[0].status is AlleleStatus.CONTIG_UNKNOWN
 
@@ -325,7 +330,7 @@ def test_ns_are_counted_and_flagged(tmp_path: Path, toy_model: StripedHyena2) ->
 
 
 def test_reference_bits_are_the_mean_over_distinct_reference_windows(setting: Setting) -> None:
-    runner = LogProbRunner(setting.model, 64)
+    runner = ReusedPrefixes(setting.model, 64)
     scorer = VariantScorer(runner, setting.genome, {"c": "c"}, strands="fwd")
     rows = [setting.snv(500), setting.snv(500, 2)]
     list(scorer.score(records(setting.folder, rows)))
@@ -361,7 +366,7 @@ def test_records_without_a_score_do_not_pile_up_behind_one_with(setting: Setting
             seen += 1
             yield record
 
-    scorer = VariantScorer(LogProbRunner(setting.model, 64), setting.genome, {"c": "c"})
+    scorer = VariantScorer(ReusedPrefixes(setting.model, 64), setting.genome, {"c": "c"})
     first = next(iter(scorer.score(counted())))
     assert first.alleles[0].status is AlleleStatus.OK
     assert seen < 5000
