@@ -14,7 +14,7 @@ nats. Alternate minus reference: positive means that the alternate is MORE likel
                jsd_max = the largest of them
                D(u, v) = H((u + v) / 2) - (H(u) + H(v)) / 2, between 0 and log 2
     embed      l2      = |e_a - e_r|,  cos = 1 - e_a.e_r / (|e_a| |e_r|)
-               e_x     = mean over t >= f of the layer's output at t, float64
+               e_x     = mean over t >= f of the layer's output at t
 
 `marg` needs the reference window alone, which every allele that parts from it at f shares; for an
 insertion, deletion or multi-nucleotide change it judges the first base that differs. It is the
@@ -81,7 +81,7 @@ class WindowOutputs:
         log_probs_alt: The same for the alternate window.
         bases_ref: `[W, 4]` log-probability of A, C, G, T at each position, nats; row 0 is NaN.
         bases_alt: The same for the alternate window.
-        layers_ref: Output of each layer asked for, `[W, C]`; entry t has read tokens 0 to t.
+        layers_ref: Mean output of each layer asked for over the positions from the fork on, `[C]`.
         layers_alt: The same for the alternate window.
     """
 
@@ -246,19 +246,18 @@ def _jsd(outputs: WindowOutputs) -> Values:
 
 def _embed(outputs: WindowOutputs, *, layers: tuple[str, ...]) -> Values:
     values: list[float | None] = []
-    window = outputs.window
     for layer in layers:
-        if window.fork >= len(window.ref):
+        if outputs.window.fork >= len(outputs.window.ref):
             values += [0.0, 0.0]
             continue
         ref, alt = (
-            found[layer][window.fork :].mean(axis=0, dtype=np.float64)
+            np.asarray(found[layer], dtype=np.float64)
             for found in (outputs.layers_ref, outputs.layers_alt)
         )
-        length = float(np.linalg.norm(ref) * np.linalg.norm(alt))
+        size = float(np.linalg.norm(ref) * np.linalg.norm(alt))
         values += [
             float(np.linalg.norm(alt - ref)),
-            1.0 - float(alt @ ref) / length if length else None,
+            1.0 - float(alt @ ref) / size if size else None,
         ]
     return tuple(values)
 
