@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evo_data.corpus.packed import CODES, Bytes
+from evo_data.codes import CODES, OTHER
+from evo_data.corpus.packed import Bytes
 from evo_data.errors import EvoDataError
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ def _starts(size: int, k: int) -> range:
 
 def _block_hashes(bases: Bytes, k: int) -> Hashes:
     codes = CODES[bases]
-    other = codes > 3
+    other = codes == OTHER
     forward = _forward(codes & np.uint8(3), k)
     canonical = np.minimum(forward, _reverse_complement(forward, k))
     if other.any():

@@ -65,7 +65,7 @@ def _shared_options(command: _Command) -> _Command:
 
 _train_option = click.option(
     "--train", multiple=True, type=click.Path(), metavar="PATH",
-    help="Training genomes: FASTA, a folder of them, or a corpus; may be repeated.",
+    help="Training genomes: files (FASTA, GenBank), folders of them, or a corpus; may be repeated.",
 )  # fmt: skip
 _seed_option = click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of every draw."
@@ -100,7 +100,7 @@ def bits(
 ) -> None:
     """Bits per base of GENOMES, by a model and by two baselines.
 
-    GENOMES are FASTA files, folders of them, or a corpus. With --train: an interpolated Markov
+    GENOMES are files (FASTA, GenBank), folders of them, or a corpus. With --train: an interpolated Markov
     chain (Witten-Bell; both strands; near-identical genomes count as one), and the same chain mixed
     with what the window itself has shown so far (contexts of 1 to 16 bases, both strands; weights
     fitted on training genomes held out of the chain). Lower is better; a gain is baseline minus

@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from evo_data.codes import OTHER
 from evo_toolkit.errors import UsageError
-from evo_toolkit.evaluation.genomes import OTHER, Bytes
+from evo_toolkit.evaluation.genomes import Bytes
 from evo_toolkit.evaluation.markov import context_lengths
 
 MAX_ADAPTIVE_ORDER = 16

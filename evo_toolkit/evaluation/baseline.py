@@ -16,7 +16,7 @@ import numpy as np
 
 from evo_data.kmers import cluster_weights, clusters, shared_kmers_each, sketch
 from evo_toolkit.errors import EvoError
-from evo_toolkit.evaluation.genomes import Genome, GenomeFile, iterate, tokens
+from evo_toolkit.evaluation.genomes import Genome, GenomeFile, tokens
 from evo_toolkit.evaluation.markov import (
     MAX_ORDER,
     Floats,
@@ -64,7 +64,7 @@ class TrainingGenomes:
 def training_genomes(files: Sequence[GenomeFile]) -> TrainingGenomes:
     """Read every genome once and find out which are near each other."""
     sketches, bases = [], []
-    for genome in iterate(files):
+    for genome in (file.read() for file in files):
         sketches.append(sketch([tokens(record) for record in genome.records]))
         bases.append(genome.num_bases)
     return TrainingGenomes(
@@ -172,6 +172,6 @@ def kmer_overlap(genomes: Sequence[Genome], train: Sequence[GenomeFile]) -> dict
     Both strands; of one 31-mer in `OVERLAP_SCALE`.
     """
     queries = [[tokens(record) for record in genome.records] for genome in genomes]
-    reference = (tokens(record) for genome in iterate(train) for record in genome.records)
+    reference = (tokens(record) for file in train for record in file.read().records)
     shares = shared_kmers_each(queries, reference, scale=OVERLAP_SCALE)
     return {genome.name: share for genome, share in zip(genomes, shares, strict=True)}

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evo_toolkit.evaluation.genomes import OTHER, Bytes, Genome, tokens
+from evo_data.codes import OTHER
+from evo_toolkit.evaluation.genomes import Bytes, Genome, tokens
 from evo_toolkit.evaluation.mixture import scored
 from evo_toolkit.evaluation.statistics import Estimate, bootstrap
 from evo_toolkit.evaluation.windows import WindowSet

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evo_data.codes import OTHER
 from evo_data.files import read_text
 from evo_data.variant import Edit
 from evo_toolkit.errors import EvoError
 from evo_toolkit.evaluation.edits import Place
 from evo_toolkit.evaluation.genes import AMINO_ACIDS, Gene, coding_sequence, is_complete
-from evo_toolkit.evaluation.genomes import OTHER, Bytes, Genome, reverse_complement
+from evo_toolkit.evaluation.genomes import Bytes, Genome, reverse_complement
 from evo_toolkit.evaluation.statistics import RESAMPLES, auroc
 
 INSERTED = "TAATAATAATAGTGA"

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from evo_data.codes import OTHER
 from evo_data.gff import CdsLine, read_cds
 from evo_toolkit.errors import EvoError
-from evo_toolkit.evaluation.genomes import OTHER, Bytes, Genome, reverse_complement, tokens
+from evo_toolkit.evaluation.genomes import Bytes, Genome, reverse_complement, tokens
 
 CODE_11 = "KNKNTTTTRSRSIIMIQHQHPPPPRRRRLLLLEDEDAAAAGGGGVVVV*Y*YSSSS*CWCLFLF"
 """Amino acids of AAA, AAC, AAG, AAT, ACA, ... TTT; `*` is a stop."""

@@ -1,27 +1,27 @@
-"""Genomes as arrays of bases, from FASTA files, folders of them, or a prepared corpus."""
+"""Genomes as arrays of bases, from files of sequences, folders of them, or a corpus."""
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evo_data.codes import CODES, OTHER
+from evo_data.corpus import Corpus, is_corpus
+from evo_data.corpus.sources import (
+    detect_format,
+    find_sources,
+    folder_name,
+    genome_name,
+    read_source,
+)
 from evo_toolkit.errors import EvoError
 
 Bytes = NDArray[np.uint8]
 
-SUFFIXES = (".fna", ".fa", ".fasta")
-OTHER = 4
-"""Code of everything that is not A, C, G or T."""
-
-_CODE = np.full(256, OTHER, np.uint8)
-for _value, _letters in enumerate((b"Aa", b"Cc", b"Gg", b"Tt")):
-    _CODE[list(_letters)] = _value
 _COMPLEMENT = np.array([3, 2, 1, 0, OTHER], np.uint8)
 _TOKENS = np.frombuffer(b"ACGTN", np.uint8)
 
@@ -52,7 +52,7 @@ def encode(sequence: Bytes | bytes) -> Bytes:
     """Codes (A 0, C 1, G 2, T 3, else `OTHER`) of ASCII bases of either case."""
     if isinstance(sequence, bytes):
         sequence = np.frombuffer(sequence, np.uint8)
-    return _CODE[sequence]
+    return CODES[sequence]
 
 
 def tokens(codes: Bytes) -> Bytes:
@@ -65,43 +65,38 @@ def reverse_complement(codes: Bytes) -> Bytes:
     return _COMPLEMENT[codes[..., ::-1]]
 
 
-def read_fasta(path: Path) -> list[tuple[str, Bytes]]:
-    """(name, codes) of every record of a FASTA file, plain, gzip or bgzip.
-
-    Raises:
-        EvoError: if the file cannot be read or is not FASTA.
-    """
-    try:
-        text = path.read_bytes()
-        if text[:2] == b"\x1f\x8b":
-            text = gzip.decompress(text)
-    except (OSError, EOFError, zlib.error) as error:
-        raise EvoError(f"cannot read {path}: {error}") from None
-    if not text.startswith(b">"):
-        raise EvoError(f"{path} does not begin with '>'; give FASTA files")
-    records = []
-    for block in (b"\n" + text).split(b"\n>")[1:]:
-        header, _, body = block.partition(b"\n")
-        name = (header.split() or [b""])[0].decode("utf-8", "replace")
-        records.append((name, encode(body.translate(None, b"\r\n\t "))))
-    return records
-
-
 @dataclass(frozen=True)
 class GenomeFile:
-    """A genome that is read when asked for: a FASTA file, or one genome of a corpus folder."""
+    """A genome that is read when asked for: a file of sequences, or one genome of a corpus.
+
+    Attributes:
+        name, group: Of the genome, as in `Genome`.
+        path: The file, or the corpus.
+        corpus: The corpus, if it is of one.
+        corpus_index: Its index there.
+    """
 
     name: str
     group: str
     path: Path
-    corpus_index: int | None = None
+    corpus: Corpus | None = None
+    corpus_index: int = 0
 
     def read(self) -> Genome:
-        """Read it."""
-        if self.corpus_index is None:
-            records = read_fasta(self.path)
+        """Read it.
+
+        Raises:
+            EvoDataError: if it cannot be read, or is no genome.
+        """
+        corpus = self.corpus
+        if corpus is None:
+            raw = read_source(self.path, detect_format(self.path))
+            records = [(record.name, encode(record.letters)) for record in raw]
         else:
-            records = _corpus_records(self.path, self.corpus_index)
+            records = [
+                (corpus.records[i].name, encode(corpus.read(i, 0, corpus.records[i].length)))
+                for i in corpus.records_of(self.corpus_index)
+            ]
         return Genome(
             name=self.name,
             group=self.group,
@@ -111,66 +106,33 @@ class GenomeFile:
 
 
 def find_genomes(paths: Sequence[Path | str]) -> list[GenomeFile]:
-    """The genomes of FASTA files, of folders (searched to any depth) and of corpus folders.
+    """Return the genomes of files, of folders (searched to any depth) and of corpora.
+
+    Files are FASTA, GenBank or EMBL, plain or compressed (`evo_data.corpus.sources`).
 
     Returns:
         In order of the arguments and, within a folder, of the path.
 
     Raises:
-        EvoError: for a path that is absent or holds none, and when nothing was given.
+        EvoDataError: for a path that is absent or holds none.
+        EvoError: when nothing was given.
     """
+    if not paths:
+        raise EvoError("no genomes were given; give files of them, folders, or a corpus")
     found: list[GenomeFile] = []
-    for given in paths:
-        path = Path(given)
-        if (path / "manifest.json").is_file():
-            found += _corpus_genomes(path)
-        elif path.is_dir():
-            files = sorted(p for p in path.rglob("*") if p.is_file() and _stem(p) is not None)
-            if not files:
-                raise EvoError(
-                    f"{path} holds no genome; give FASTA files ({', '.join(SUFFIXES)}, also .gz), folders of them, or a corpus of `evo-toolkit data prepare`"
-                )
-            found += [GenomeFile(_stem(p) or p.name, p.parent.name, p) for p in files]
-        elif path.is_file():
-            found.append(GenomeFile(_stem(path) or path.name, path.parent.name, path))
-        else:
-            raise EvoError(f"{path} does not exist; give FASTA files, folders of them, or a corpus")
-    if not found:
-        raise EvoError("no genomes were given; give FASTA files, folders of them, or a corpus")
+    for given in map(Path, paths):
+        sources = [given] if is_corpus(given) else [item.path for item in find_sources([given])]
+        for path in sources:
+            if is_corpus(path):
+                found += _corpus_genomes(path)
+            else:
+                found.append(GenomeFile(genome_name(path), folder_name(path), path))
     return found
 
 
-def _stem(path: Path) -> str | None:
-    """File name without `.fna` or `.fna.gz` and the like; None for other files."""
-    name = path.name
-    for packed in (".gz", ".bgz"):
-        name = name.removesuffix(packed)
-    for suffix in SUFFIXES:
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
-    return None
-
-
 def _corpus_genomes(path: Path) -> list[GenomeFile]:
-    from evo_data.corpus import Corpus
-
-    return [
-        GenomeFile(genome.name, genome.group, path, index)
-        for index, genome in enumerate(Corpus.open(path).genomes)
-    ]
-
-
-def _corpus_records(path: Path, genome: int) -> list[tuple[str, Bytes]]:
-    from evo_data.corpus import Corpus
-
     corpus = Corpus.open(path)
     return [
-        (corpus.records[i].name, encode(corpus.read(i, 0, corpus.records[i].length)))
-        for i in corpus.records_of(genome)
+        GenomeFile(genome.name, genome.group, path, corpus, index)
+        for index, genome in enumerate(corpus.genomes)
     ]
-
-
-def iterate(files: Sequence[GenomeFile]) -> Iterator[Genome]:
-    """Read the genomes one after the other."""
-    for file in files:
-        yield file.read()

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from evo_data.codes import OTHER
 from evo_toolkit.errors import UsageError
-from evo_toolkit.evaluation.genomes import OTHER, Bytes, Genome, reverse_complement
+from evo_toolkit.evaluation.genomes import Bytes, Genome, reverse_complement
 
 MAX_ORDER = 12
 """The largest order: its table has 4^13 entries, 512 MB in float64."""

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from evo_data.codes import OTHER
 from evo_toolkit.errors import EvoError
 from evo_toolkit.evaluation.adaptive import MAX_ADAPTIVE_ORDER, adaptive_counts
-from evo_toolkit.evaluation.genomes import OTHER, Bytes
+from evo_toolkit.evaluation.genomes import Bytes
 from evo_toolkit.evaluation.markov import Floats, MarkovChain
 
 ADAPTIVE_ORDERS = tuple(range(1, MAX_ADAPTIVE_ORDER + 1))

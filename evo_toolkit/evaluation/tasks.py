@@ -89,7 +89,7 @@ def prepare_bits(
     """Windows of genomes and, with training genomes, what both baselines make of them.
 
     Args:
-        genomes: FASTA files, folders of them, or a corpus.
+        genomes: Files of genomes, folders of them, or a corpus.
         train: The same, of the training genomes; without any there are no baselines.
         context_length: Of the windows, in bases.
         per_genome: Windows of each genome, drawn; None is all of them.

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from evo_data.codes import OTHER
 from evo_toolkit.errors import EvoError
-from evo_toolkit.evaluation.genomes import OTHER, Bytes, Genome, reverse_complement
+from evo_toolkit.evaluation.genomes import Bytes, Genome, reverse_complement
 
 SHORTEST = 32
 """Records and last tiles of fewer bases are left out."""

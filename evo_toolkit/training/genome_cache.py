@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
-from evo_data.corpus import Corpus
-from evo_data.corpus.megatron import megatron_prefix
+from evo_data.corpus import Corpus, is_corpus
+from evo_data.corpus.format import MANIFEST
 from evo_data.corpus.prepare import prepare as prepare_corpus
 from evo_data.corpus.sources import find_sources
 from evo_toolkit.checkpoint.cache import cache_dir
@@ -70,13 +70,8 @@ def _prepare_in_cache(paths: Sequence[Path], output: Path) -> None:
             "%d duplicate records and %d that cannot be used were left out; %s names them",
             sum(not duplicate.kept for duplicate in made.duplicates),
             len(made.left_out),
-            output / "manifest.json",
+            output / MANIFEST,
         )
-
-
-def is_corpus(path: Path) -> bool:
-    """Whether a path is a prepared corpus, or a Megatron one."""
-    return (path / "manifest.json").is_file() or megatron_prefix(path) is not None
 
 
 def _identity(paths: Sequence[Path]) -> str:

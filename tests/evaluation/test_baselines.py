@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from evo_data.errors import EvoDataError
 from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.evaluation.adaptive import adaptive_counts
 from evo_toolkit.evaluation.baseline import fit_baseline, held_out_families, training_genomes
@@ -251,8 +253,6 @@ def test_one_family_cannot_be_judged(tmp_path: Path) -> None:
 
 
 def test_genomes_are_found_in_files_folders_and_gzip(tmp_path: Path) -> None:
-    import gzip
-
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "one.fna.gz").write_bytes(gzip.compress(b">r1 x\nACGTN\nacgt\n>r2\n\n"))
     (tmp_path / "two.fa").write_bytes(b">s\r\nGG\r\n")
@@ -266,16 +266,16 @@ def test_genomes_are_found_in_files_folders_and_gzip(tmp_path: Path) -> None:
     assert found[0].group == "a" and found[0].num_bases == 9
     assert found[1].records[0].tolist() == [2, 2]
     for bad, text in (
-        (tmp_path / "none", "does not exist"),
-        (tmp_path / "empty", "holds no genome"),
+        (tmp_path / "none", "no such file or folder"),
+        (tmp_path / "empty", "the folder holds no genome"),
     ):
         if bad.name == "empty":
             bad.mkdir()
-        with pytest.raises(EvoError, match=text):
+        with pytest.raises(EvoDataError, match=text):
             find_genomes([bad])
     (tmp_path / "bad.fa").write_bytes(b"ACGT")
-    with pytest.raises(EvoError, match="does not begin with '>'"):
+    with pytest.raises(EvoDataError, match="no genome: a FASTA file begins with >"):
         find_genomes([tmp_path / "bad.fa"])[0].read()
     (tmp_path / "cut.fa.gz").write_bytes(gzip.compress(b">r\nACGT")[:-6])
-    with pytest.raises(EvoError, match="cannot read"):
+    with pytest.raises(EvoDataError, match="truncated"):
         find_genomes([tmp_path / "cut.fa.gz"])[0].read()

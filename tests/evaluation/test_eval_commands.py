@@ -19,7 +19,7 @@ from evo_toolkit.cli.main import cli
 from evo_toolkit.errors import EvoError
 from evo_toolkit.evaluation import brca1, default_window
 from evo_toolkit.evaluation.edits import edit_scores
-from evo_toolkit.evaluation.genomes import Genome, encode, find_genomes, read_fasta
+from evo_toolkit.evaluation.genomes import Genome, encode, find_genomes
 from evo_toolkit.evaluation.prepared import Prepared, load_prepared
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.variants.api import score_variants
@@ -64,7 +64,8 @@ def figures(path: Path) -> dict[str, Any]:
 def test_edit_scores_are_those_of_the_score_command(
     demo: Path, toy_model: StripedHyena2, tmp_path: Path
 ) -> None:
-    [(name, codes)] = read_fasta(demo / "g.fa")
+    genome = find_genomes([demo / "g.fa"])[0].read()
+    [name], [codes] = genome.names, genome.records
     text = bytes(np.frombuffer(b"ACGTN", np.uint8)[codes])
     changes = [(10, b"SNV"), (5000, b"SNV"), (70_000, b"SNV"), (codes.size - 3, b"SNV")]
     lines = [
@@ -83,7 +84,6 @@ def test_edit_scores_are_those_of_the_score_command(
     before = text[899:900].decode()
     lines.append(f"{name}\t900\t.\t{before}\t{before}{insertion.decode()}\t.\t.\t.")
     (tmp_path / "v.vcf").write_text("\n".join(lines) + "\n")
-    genome = Genome(name="g", group="x", names=(name,), records=(codes,))
     found = edit_scores(toy_model, [genome], edits, 64)
     table = score_variants(toy_model, tmp_path / "v.vcf", demo / "g.fa", window=64)
     assert found[:, 0] == pytest.approx(table["dll_fwd"].to_numpy(float), abs=1e-4)
@@ -211,7 +211,7 @@ def test_brca1(tmp_path: Path) -> None:
         (("bits", "{fa}", "--from", "x", "--prepare", "y"), 2, "exclude each other"),
         (("snv", "{fa}", "--genes", "{fa}", "-m", "evo-mini"), 1, "no complete gene"),
         (("default-window", "--windows", "64", "{fa}"), 2, "two windows"),
-        (("bits", "nowhere.fa", "-m", "evo-mini"), 1, "does not exist"),
+        (("bits", "nowhere.fa", "-m", "evo-mini"), 1, "no such file or folder"),
         (("bits", "{fa}", "-m", "evo-mini", "-o", "{fa}"), 1, "exists"),
     ],
 )

@@ -20,7 +20,13 @@ from evo_toolkit.evaluation.genes import (
     complete_genes,
     read_gff,
 )
-from evo_toolkit.evaluation.genomes import Genome, encode, reverse_complement, tokens
+from evo_toolkit.evaluation.genomes import (
+    Genome,
+    encode,
+    find_genomes,
+    reverse_complement,
+    tokens,
+)
 from evo_toolkit.evaluation.markov import MarkovChain, interpolated_log2, weighted_counts
 
 CODONS = [a + b + c for a in "ACGT" for b in "ACGT" for c in "ACGT"]
@@ -87,17 +93,15 @@ def test_gff_is_one_based_and_closed(genome: Genome, genes: list[Gene], tmp_path
 
 
 def test_pyrodigal_finds_the_genes_of_a_genome(project_root: Path) -> None:
-    from evo_toolkit.evaluation.genomes import read_fasta
-
-    [(name, codes)] = read_fasta(project_root / "data/evo_data/demo/NC_000932.fa")
-    whole = Genome(name="chloroplast", group="x", names=(name,), records=(codes,))
+    [file] = find_genomes([project_root / "data/evo_data/demo/NC_000932.fa"])
+    whole = file.read()
     called = {(gene.stop if gene.strand == "+" else gene.start) for gene in call_genes(whole)}
     annotated = read_gff(project_root / "data/evo_data/demo/NC_000932.gff3", whole)
     assert len(annotated) > 50
     # The same stop codon is the same gene; starts are a matter of opinion.
     ends = {(gene.stop if gene.strand == "+" else gene.start) for gene in annotated}
     assert len(called & ends) > 0.6 * len(ends)
-    short = Genome(name="s", group="x", names=("s",), records=(codes[:300],))
+    short = Genome(name="s", group="x", names=("s",), records=(whole.records[0][:300],))
     with pytest.raises(EvoError, match="no complete gene"):
         call_genes(short)
 

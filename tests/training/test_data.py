@@ -464,6 +464,7 @@ def test_other_windows_are_warned_of(
     module = ready(GenomeDataModule(str(genomes), context_length=32))
     state = module.state_dict()
     assert state["consumed"] == 0
+    caplog.clear()
     with caplog.at_level("WARNING", logger="evo_toolkit"):
         ready(GenomeDataModule(str(genomes), context_length=32)).load_state_dict(state)
         assert not caplog.records

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from evo_data.corpus.format import Corpus, Duplicate, Genome, LeftOut, Manifest, Record, Source
+from evo_data.corpus.format import (
+    Corpus,
+    Duplicate,
+    Genome,
+    LeftOut,
+    Manifest,
+    Record,
+    Source,
+    is_corpus,
+)
 from evo_data.corpus.megatron import open_megatron
 from evo_data.corpus.prepare import prepare, read_groups
 
@@ -14,6 +23,7 @@ __all__ = [
     "Manifest",
     "Record",
     "Source",
+    "is_corpus",
     "open_megatron",
     "prepare",
     "read_groups",

@@ -443,6 +443,13 @@ class Corpus:
         )
 
 
+def is_corpus(path: Path) -> bool:
+    """Return whether a path is a corpus folder, or (by prefix, .bin or .idx) a Megatron corpus."""
+    from evo_data.corpus.megatron import megatron_prefix
+
+    return (path / MANIFEST).is_file() or megatron_prefix(path) is not None
+
+
 def stored_size(encoding: str, num_bases: int) -> int:
     """Return how many bytes of `sequence.bin` so many bases take."""
     return (num_bases + 3) // 4 if encoding == "packed" else num_bases

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evo_data.codes import CODES, OTHER
 from evo_data.errors import CorpusError
 
 Bytes = NDArray[np.uint8]
@@ -25,11 +26,6 @@ Positions = NDArray[np.int64]
 
 LOWER_BIT = np.uint8(0x20)
 """The bit that tells a lower-case ASCII letter from its upper case."""
-
-CODES = np.full(256, 4, np.uint8)
-"""Code of each byte: A C G T in either case are 0 to 3, everything else 4."""
-for _code, _letters in enumerate((b"Aa", b"Cc", b"Gg", b"Tt")):
-    CODES[list(_letters)] = _code
 
 _IS_LOWER = np.zeros(256, np.bool_)
 _IS_LOWER[ord("a") : ord("z") + 1] = True
@@ -70,7 +66,7 @@ class Intervals(NamedTuple):
         lower_start, lower_end = _runs(lower)
         upper = bases & ~(lower * LOWER_BIT)
         # A run ends where the byte changes too: NNRR is two runs.
-        other = CODES[bases] > 3
+        other = CODES[bases] == OTHER
         key = np.where(other, upper.astype(np.int16), -1)
         edges = np.flatnonzero(np.diff(np.concatenate(([-1], key, [-1]))))
         starts, ends = edges[:-1], edges[1:]

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, cast
 
 from evo_data.bgzf import BGZF_END, GZIP_START, OTHER_COMPRESSION, is_bgzf, last_bytes
+from evo_data.corpus.format import is_corpus
 from evo_data.corpus.megatron import bin_file, idx_file, megatron_prefix
 from evo_data.errors import CorpusError
 
@@ -255,7 +256,7 @@ def _expand(given: Path) -> Iterator[Path]:
         yield given
         return
     paths = sorted(_genome_files(given))
-    if not paths and (given / "manifest.json").is_file():
+    if not paths and is_corpus(given):
         raise CorpusError(f"{given}: is a corpus already; give the genomes that it was made of")
     if not paths:
         endings = ", ".join(FASTA_SUFFIXES + GENBANK_SUFFIXES)
