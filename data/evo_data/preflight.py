@@ -23,7 +23,10 @@ CHECKED_RECORDS = 1000
 MAX_REF_MISMATCH = 0.05
 """The largest share of them that may differ from the genome."""
 
-# One or two odd records in a short list are odd records; each gets its status.
+# Odd records in a short list are odd records, and each gets its status; of another build three in
+# four differ.
+_SHORT_LIST = 20
+_SHORT_LIST_LIMIT = 0.5
 _FEWEST_MISMATCHES = 3
 
 
@@ -125,9 +128,9 @@ def check_build(
         names: Contigs that have records; only these need the genome's length.
         genome: The reference.
         contigs: The genome's name for each contig name of the variants.
-        max_ref_mismatch: Largest share of records whose REF may differ, 0 to 1. None: 0.05, of at
-            least three records, and declared lengths must be the genome's; a number takes the
-            user's word for the lengths.
+        max_ref_mismatch: Largest share of records whose REF may differ, 0 to 1. None: 0.05 (0.5 of
+            fewer than 20 records, and three at least), and declared lengths must be the genome's;
+            a number takes the user's word for the lengths.
 
     Returns:
         What to warn of: lengths that differ although the user wants to go on.
@@ -146,7 +149,9 @@ def check_build(
             )
         warnings.append(text)
     refs = check_refs(first, genome, contigs)
-    limit = MAX_REF_MISMATCH if max_ref_mismatch is None else max_ref_mismatch
+    limit = max_ref_mismatch
+    if limit is None:
+        limit = _SHORT_LIST_LIMIT if refs.checked < _SHORT_LIST else MAX_REF_MISMATCH
     enough = max_ref_mismatch is not None or refs.mismatched >= _FEWEST_MISMATCHES
     if refs.share > limit and enough:
         raise ContigError(_refs_text(refs, limit, header, genome))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from evo_data.errors import ContigError
 from evo_data.fasta import Fasta
+from evo_data.symbolic import resolve
 from evo_data.variant import (
     AlleleStatus,
     Fetch,
@@ -196,16 +197,19 @@ class VariantScorer:
         if not record.alts:
             return [self._unscored(AlleleStatus.MISSING_ALT, ".")]
         contig = self.contigs.get(record.contig)
-        return [self._prepare_allele(record, alt, contig) for alt in record.alts]
+        return [self._prepare_allele(record, number, contig) for number in range(len(record.alts))]
 
     def _unscored(self, status: AlleleStatus, alt: str) -> AlleleScore:
         return AlleleScore(status=status, alt=alt, flags=self.flags)
 
     def _prepare_allele(
-        self, record: VcfRecord, alt: str, contig: str | None
+        self, record: VcfRecord, number: int, contig: str | None
     ) -> AlleleScore | _Job:
+        alt = record.alts[number]
         status = classify_allele(record.ref, alt)
-        if status is not AlleleStatus.OK:
+        if status is not AlleleStatus.OK and (
+            status is not AlleleStatus.SYMBOLIC or contig is None
+        ):
             return self._unscored(status, alt)
         if contig is None:
             return self._unscored(AlleleStatus.CONTIG_UNKNOWN, alt)
@@ -216,6 +220,11 @@ class VariantScorer:
         def fetch(start: int, end: int) -> bytes:
             return self.genome.fetch(contig, start, end)
 
+        if status is AlleleStatus.SYMBOLIC:
+            resolved = resolve(record, number, fetch, length, max_allele=self.max_allele)
+            if isinstance(resolved, AlleleStatus):
+                return self._unscored(resolved, alt)
+            return self._open_job(resolved, alt, fetch, length)
         variant = Variant(record.contig, record.pos, record.ref, alt)
         status = check_reference(variant, fetch, length)
         if status is not AlleleStatus.OK:

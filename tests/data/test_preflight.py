@@ -54,8 +54,14 @@ def test_more_than_five_percent_is_refused_with_the_figures(tmp_path: Path, geno
         check(tmp_path, genome, [row(1, wrong=True), row(2)], limit=0.0)
 
 
-def test_one_odd_record_of_a_short_list_is_not_a_wrong_build(tmp_path: Path, genome: Fasta) -> None:
+def test_odd_records_of_a_short_list_are_not_a_wrong_build(tmp_path: Path, genome: Fasta) -> None:
     assert check(tmp_path, genome, [row(1, wrong=True), row(2, wrong=True), row(3)]) == []
+    some = [row(p, wrong=p <= 9) for p in range(1, 20)]
+    assert check(tmp_path, genome, some) == []
+    with pytest.raises(ContigError, match=r"9 of the first 20 .* limit 5\.0%"):
+        check(tmp_path, genome, [*some, row(20)])
+    with pytest.raises(ContigError, match=r"10 of the first 19 .* limit 50\.0%"):
+        check(tmp_path, genome, [row(p, wrong=p <= 10) for p in range(1, 20)])
     with pytest.raises(ContigError, match="3 of the first 3"):
         check(tmp_path, genome, [row(p, wrong=True) for p in (1, 2, 3)])
 
