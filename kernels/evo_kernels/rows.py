@@ -59,7 +59,7 @@ def replace_early_rows(rows, tail, row, c, FIRST: tl.constexpr, COUNT: tl.conste
 
 @triton.jit
 def load_taps(taps, index, valid, K: tl.constexpr):
-    """The K taps of the channels (or groups) `index`, lag 0 first, each `[1, BD]` float32."""
+    """The K taps of the channels (or groups) `index`, lag 0 first, each float32 and shaped as `index`."""
     out = ()
     for j in tl.static_range(0, K):
         out = out + (tl.load(taps + index * K + j, mask=valid, other=0.0).to(tl.float32),)

@@ -62,7 +62,7 @@ BUDGETS = {
     # A configuration limits it to 128; the small tile of short chunks has no limit.
     "hyena_se_forward_kernel": Budget(208, 0, "", (16, 416)),
     "hyena_se_backward_kernel": Budget(128, 512),
-    "toeplitz_kernel": Budget(80, 8192),
+    "toeplitz64_kernel": Budget(80, 8192),
     "prepare_kernel": Budget(48, 512),
     "hyena_mr_forward_kernel": Budget(168, 40960, "mma", (64, 144)),
     "hyena_mr_step_forward_kernel": Budget(255, 4096),

@@ -25,19 +25,21 @@ from evo_kernels.backend import interpreting
 from evo_kernels.hyena_mr.planes import (
     BLOCK,
     Planes,
-    fir_taps,
     in_planes,
     launch_conv,
     launch_gate,
     load_gated,
     load_own,
+    load_raw,
     load_tile,
     planes_of,
     segment_rows,
-    toeplitz_blocks,
+    toeplitz64,
     widest_plane,
 )
+from evo_kernels.hyena_mr.tiles import fir3
 from evo_kernels.launch import on_its_device, select
+from evo_kernels.rows import load_taps
 
 
 @triton.jit
@@ -111,24 +113,6 @@ def hyena_mr_backward_filter_kernel(
 
 
 @triton.jit
-def load_around(
-    p, feature_tail, row, L, ok, D: tl.constexpr, U: tl.constexpr, HAS_STATE: tl.constexpr
-):
-    """Raw inputs of phases -2 .. U+1 in float32; rows before 0 come from the state."""
-    phases = ()
-    for u in tl.static_range(-2, U + 2):
-        inside = (row + u < L) & ok
-        if u < 0:
-            inside = inside & (row + u >= 0)
-        x = tl.load(p + u * 3 * D, mask=inside, other=0.0)
-        if HAS_STATE and u < 0:
-            before = (row + u < 0) & ok
-            x += tl.load(feature_tail + (row + u + 2) * 3 * D, mask=before, other=0.0)
-        phases = phases + (x.to(tl.float32),)
-    return phases
-
-
-@triton.jit
 def transposed_fir3(d, w, u: tl.constexpr):
     """Gradient of the raw input of phase u."""
     return w[0] * d[u] + w[1] * d[u + 1] + w[2] * d[u + 2]
@@ -185,18 +169,18 @@ def hyena_mr_backward_inputs_kernel(
     planes = b * P * L * CB + at * CB + in_planes(c, L, GROUP, CB)[None, :]
     py = y + planes
     pdz = dz + planes
-    wq = fir_taps(featurizer, c, okc)
-    wk = fir_taps(featurizer, c + D, okc)
-    wv = fir_taps(featurizer, c + 2 * D, okc)
+    wq = load_taps(featurizer, c, okc, 3)
+    wk = load_taps(featurizer, c + D, okc, 3)
+    wv = load_taps(featurizer, c + 2 * D, okc, 3)
     skips = tl.load(skip + c, mask=okc, other=0.0).to(tl.float32)[None, :]
     zero = tl.zeros((I, BD), tl.float32)
     wsums = (zero, zero, zero, zero, zero, zero, zero, zero, zero)
     ssum = zero
     for t in range(TILES):
         r = row + t * (I * U)
-        q = load_around(p, ptail, r, L, ok, D, U, HAS_STATE)
-        k = load_around(p + D, ptail + D, r, L, ok, D, U, HAS_STATE)
-        v = load_around(p + 2 * D, ptail + 2 * D, r, L, ok, D, U, HAS_STATE)
+        q = load_raw(p, ptail, r, L, ok, D, U + 2, HAS_STATE, True)
+        k = load_raw(p + D, ptail + D, r, L, ok, D, U + 2, HAS_STATE, True)
+        v = load_raw(p + 2 * D, ptail + 2 * D, r, L, ok, D, U + 2, HAS_STATE, True)
         e = load_own(pdy, r, L, ok, D, U + 2)
         ys = load_own(py, r, L, ok, CB, U + 2)
         dzs = load_own(pdz, r, L, ok, CB, U + 2)
@@ -204,9 +188,9 @@ def hyena_mr_backward_inputs_kernel(
         dks = ()
         dvs = ()
         for u in tl.static_range(U + 2):
-            kf = wk[0] * k[u + 2] + wk[1] * k[u + 1] + wk[2] * k[u]
-            vf = wv[0] * v[u + 2] + wv[1] * v[u + 1] + wv[2] * v[u]
-            g = e[u] * (wq[0] * q[u + 2] + wq[1] * q[u + 1] + wq[2] * q[u])
+            kf = fir3(k, wk, u)
+            vf = fir3(v, wv, u)
+            g = e[u] * fir3(q, wq, u)
             z = kf * vf
             d = dzs[u] + skips * g
             if HAS_END:
@@ -309,7 +293,7 @@ def launch_backward(
     B, L, D = dy.shape
     G, K = h.shape
     planes = planes_of(D, G, widest_plane(qkv.device))
-    blocks = toeplitz_blocks(h)
+    blocks = toeplitz64(h)
     z, g = launch_gate(qkv, featurizer, feature_tail, planes, dy)
     y = launch_conv(z, blocks, K, planes, gated_tail, segment=segment)
     dz = launch_conv(g, blocks, K, planes, reverse=True, segment=segment)

@@ -24,15 +24,15 @@ from torch import Tensor
 import evo_kernels.hyena_mr.configs  # noqa: F401  (fills the launch table)
 from evo_kernels.backend import interpreting
 from evo_kernels.hyena_mr.tiles import (
-    add_toeplitz,
+    add_toeplitz16,
     column_channels,
     exists,
     fir3,
-    fir3_taps,
     from_row_tiles,
     interleave,
     load_phases,
-    load_toeplitz,
+    load_toeplitz16,
+    load_transposed_taps,
     phases_of,
     prefetch_rows,
     prepare_kernel,
@@ -65,8 +65,8 @@ def hyena_mr_forward_kernel(
     c, ok = column_channels(tl.program_id(0), D, GROUP, E)
     group = (tl.program_id(0) * E + tl.arange(0, E)) // ((GROUP + 15) // 16)
     group = tl.minimum(group, D // GROUP - 1)
-    high = load_toeplitz(blocks, group, 0, UPCAST)
-    low = load_toeplitz(blocks, group, 1, UPCAST)
+    high = load_toeplitz16(blocks, group, 0, UPCAST)
+    low = load_toeplitz16(blocks, group, 1, UPCAST)
     qkv += b * L * 3 * D
     y += b * L * D
     feature_tail += b * 2 * 3 * D
@@ -89,9 +89,9 @@ def hyena_mr_forward_kernel(
         raw_v = load_phases(x + 2 * D, feature_tail + 2 * D + c, row, end, ok, 3 * D, HAS_STATE)
         raw_q = load_phases(x, feature_tail + c, row, own, ok, 3 * D, HAS_STATE)
         # Read again at every step, from L1: they would hold registers that a third program needs.
-        wq = fir3_taps(featurizer, c, ok, 3 * D)
-        wk = fir3_taps(featurizer, c + D, ok, 3 * D)
-        wv = fir3_taps(featurizer, c + 2 * D, ok, 3 * D)
+        wq = load_transposed_taps(featurizer, c, ok, 3 * D)
+        wk = load_transposed_taps(featurizer, c + D, ok, 3 * D)
+        wv = load_transposed_taps(featurizer, c + 2 * D, ok, 3 * D)
         skips = tl.load(skip + c, mask=ok, other=0.0).to(tl.float32)
         skipped = ()
         rounded = ()
@@ -111,8 +111,8 @@ def hyena_mr_forward_kernel(
             rounded = rounded + (z.to(tl.bfloat16),)
         z0, z1 = row_tiles(interleave(rounded, N), E, UPCAST)
         sums = (c0, c1, c2, c3, c4, c5, c6, c7, zero, zero)
-        sums = add_toeplitz(sums, z0, high, low, 0)
-        sums = add_toeplitz(sums, z1, high, low, 1)
+        sums = add_toeplitz16(sums, z0, high, low, 0)
+        sums = add_toeplitz16(sums, z1, high, low, 1)
         c0, c1, c2, c3 = sums[2], sums[3], sums[4], sums[5]
         c4, c5, c6, c7 = sums[6], sums[7], sums[8], sums[9]
         if step >= 0:

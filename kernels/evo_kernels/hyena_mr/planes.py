@@ -29,7 +29,9 @@ from torch import Tensor
 
 import evo_kernels.hyena_mr.configs  # noqa: F401  (fills the launch table)
 from evo_kernels.backend import interpreting
+from evo_kernels.hyena_mr.tiles import fir3
 from evo_kernels.launch import select
+from evo_kernels.rows import load_taps
 
 BLOCK = 64
 
@@ -55,7 +57,7 @@ def planes_of(D: int, G: int, widest: int) -> Planes:
 
 
 @triton.jit
-def toeplitz_kernel(h, blocks, K: tl.constexpr):
+def toeplitz64_kernel(h, blocks, K: tl.constexpr):
     """Write block A_b of a filter as bfloat16 `[2, 64, 64]`: rounded taps, then what that left over.
 
     Grid: (groups, 3).
@@ -74,8 +76,8 @@ def toeplitz_kernel(h, blocks, K: tl.constexpr):
 
 
 @triton.jit
-def load_toeplitz(blocks, b: tl.constexpr, UPCAST: tl.constexpr):
-    """Block b of one group as `toeplitz_kernel` wrote it: taps and remainders, each `[64, 64]`."""
+def load_toeplitz64(blocks, b: tl.constexpr, UPCAST: tl.constexpr):
+    """Block b of one group as `toeplitz64_kernel` wrote it: taps and remainders, each `[64, 64]`."""
     at = b * 8192 + tl.arange(0, 64)[:, None] * 64 + tl.arange(0, 64)[None, :]
     high = tl.load(blocks + at)
     low = tl.load(blocks + at + 4096)
@@ -86,26 +88,18 @@ def load_toeplitz(blocks, b: tl.constexpr, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def fir_taps(w, c, ok):
-    """The three featurizer taps of channels c, each `[1, N]`."""
-    w0 = tl.load(w + c * 3, mask=ok, other=0.0).to(tl.float32)[None, :]
-    w1 = tl.load(w + c * 3 + 1, mask=ok, other=0.0).to(tl.float32)[None, :]
-    w2 = tl.load(w + c * 3 + 2, mask=ok, other=0.0).to(tl.float32)[None, :]
-    return (w0, w1, w2)
-
-
-@triton.jit
-def load_phases(
+def load_raw(
     p,
     feature_tail,
     row,
     L,
     ok,
     D: tl.constexpr,
-    U: tl.constexpr,
+    COUNT: tl.constexpr,
     HAS_STATE: tl.constexpr,
+    FLOAT32: tl.constexpr = False,
 ):
-    """Raw inputs of phases -2 .. U-1, as stored; rows before 0 come from the state.
+    """Raw inputs of phases -2 .. COUNT-1, as stored or in float32; rows before 0 come from the state.
 
     Args:
         p: Pointers of phase 0, `[I, N]`.
@@ -113,24 +107,18 @@ def load_phases(
         row: Row numbers of phase 0, `[I, N]`.
     """
     phases = ()
-    for u in tl.static_range(-2, U):
+    for u in tl.static_range(-2, COUNT):
         inside = (row + u < L) & ok
         if u < 0:
             inside = inside & (row + u >= 0)
         x = tl.load(p + u * 3 * D, mask=inside, other=0.0)
         if HAS_STATE and u < 0:
-            before = (row + u < 0) & (row + u >= -2) & ok
+            before = (row + u < 0) & ok
             x += tl.load(feature_tail + (row + u + 2) * 3 * D, mask=before, other=0.0)
+        if FLOAT32:
+            x = x.to(tl.float32)
         phases = phases + (x,)
     return phases
-
-
-@triton.jit
-def fir3(x, w, u: tl.constexpr):
-    """Featurizer output of phase u from the raw phases."""
-    return (
-        w[0] * x[u + 2].to(tl.float32) + w[1] * x[u + 1].to(tl.float32) + w[2] * x[u].to(tl.float32)
-    )
 
 
 @triton.jit
@@ -178,14 +166,14 @@ def hyena_mr_gate_kernel(
     to = b * P * L * CB + at * CB + in_planes(c, L, GROUP, CB)[None, :]
     pz = z + to
     pg = g + to
-    wk = fir_taps(featurizer, c + D, okc)
-    wv = fir_taps(featurizer, c + 2 * D, okc)
-    wq = fir_taps(featurizer, c, okc)
+    wk = load_taps(featurizer, c + D, okc, 3)
+    wv = load_taps(featurizer, c + 2 * D, okc, 3)
+    wq = load_taps(featurizer, c, okc, 3)
     for t in range(TILES):
         r = row + t * (I * U)
-        k = load_phases(p + D, ptail + D, r, L, ok, D, U, HAS_STATE)
-        v = load_phases(p + 2 * D, ptail + 2 * D, r, L, ok, D, U, HAS_STATE)
-        q = load_phases(p, ptail, r, L, ok, D, U, HAS_STATE)
+        k = load_raw(p + D, ptail + D, r, L, ok, D, U, HAS_STATE)
+        v = load_raw(p + 2 * D, ptail + 2 * D, r, L, ok, D, U, HAS_STATE)
+        q = load_raw(p, ptail, r, L, ok, D, U, HAS_STATE)
         e = load_own(pdy, r, L, ok, D, U)
         for u in tl.static_range(U):
             inside = (r + u < L) & ok
@@ -268,9 +256,9 @@ def hyena_mr_conv_kernel(
     py = y + at + (n % CB)[None, :]
     pgated = gated_tail + b * (K - 1) * D + (plane // BLOCKS * GROUP + in_group)[None, :]
     blocks += (plane // BLOCKS).to(tl.int64) * (3 * 2 * BT * BT)
-    h0, l0 = load_toeplitz(blocks, 0, UPCAST)
-    h1, l1 = load_toeplitz(blocks, 1, UPCAST)
-    h2, l2 = load_toeplitz(blocks, 2, UPCAST)
+    h0, l0 = load_toeplitz64(blocks, 0, UPCAST)
+    h1, l1 = load_toeplitz64(blocks, 1, UPCAST)
+    h2, l2 = load_toeplitz64(blocks, 2, UPCAST)
     next1 = tl.zeros((BT, N), tl.float32)
     next2 = tl.zeros((BT, N), tl.float32)
     # The two blocks before the segment, for what they leave to the first two.
@@ -290,11 +278,11 @@ def hyena_mr_conv_kernel(
         tl.store(py + r.to(tl.int64) * CB, sums.to(y.dtype.element_ty), mask=inside)
 
 
-def toeplitz_blocks(h: Tensor) -> Tensor:
+def toeplitz64(h: Tensor) -> Tensor:
     """The three blocks of every filter in pairs of bfloat16, `[G, 3, 2, 64, 64]`."""
     G, K = h.shape
     blocks = torch.empty(G, 3, 2, BLOCK, BLOCK, dtype=torch.bfloat16, device=h.device)
-    toeplitz_kernel[(G, 3)](h, blocks, K=K)
+    toeplitz64_kernel[(G, 3)](h, blocks, K=K)
     return blocks
 
 

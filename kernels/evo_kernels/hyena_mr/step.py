@@ -8,8 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 import evo_kernels.hyena_mr.configs  # noqa: F401  (fills the launch table)
-from evo_kernels.hyena_mr.planes import fir_taps
 from evo_kernels.launch import on_its_device, select
+from evo_kernels.rows import load_taps
 
 
 @triton.jit
@@ -67,11 +67,11 @@ def hyena_mr_step_forward_kernel(
     px = feature_tail + b * 2 * 3 * D + c[None, :]
     pg = gated_tail + b * (K - 1) * D + c[None, :]
     taps = h + (c // GROUP * K)[None, :]
-    k = row_fir3(x + D, px + D, fir_taps(featurizer, c + D, okc), t, L, ok, D, HAS_STATE)
+    k = row_fir3(x + D, px + D, load_taps(featurizer, c + D, okc, 3), t, L, ok, D, HAS_STATE)
     v = row_fir3(
-        x + 2 * D, px + 2 * D, fir_taps(featurizer, c + 2 * D, okc), t, L, ok, D, HAS_STATE
+        x + 2 * D, px + 2 * D, load_taps(featurizer, c + 2 * D, okc, 3), t, L, ok, D, HAS_STATE
     )
-    q = row_fir3(x, px, fir_taps(featurizer, c, okc), t, L, ok, D, HAS_STATE)
+    q = row_fir3(x, px, load_taps(featurizer, c, okc, 3), t, L, ok, D, HAS_STATE)
     z = tl.where(t < L, k * v, 0.0)
     z16 = z.to(tl.bfloat16).to(tl.float32)
     sums = tl.load(skip + c, mask=okc, other=0.0).to(tl.float32)[None, :] * z

@@ -58,7 +58,7 @@ def prepare_kernel(
 
 
 @triton.jit
-def load_toeplitz(blocks, group, PART: tl.constexpr, UPCAST: tl.constexpr):
+def load_toeplitz16(blocks, group, PART: tl.constexpr, UPCAST: tl.constexpr):
     """The nine blocks of each of the groups, `[E, 16, 16]` (b, a): the rounded taps or what was left over.
 
     Loaded with b contiguous and transposed here: the other way round, every read of a block from shared
@@ -95,7 +95,7 @@ def prefetch_rows(x, first, L, WIDTH: tl.constexpr, D: tl.constexpr):
 
 
 @triton.jit
-def fir3_taps(w, c, ok, WIDTH: tl.constexpr):
+def load_transposed_taps(w, c, ok, WIDTH: tl.constexpr):
     """The three featurizer taps of channels c from `[3, WIDTH]`, each `[1, N]`."""
     w0 = tl.load(w + c, mask=ok, other=0.0).to(tl.float32)
     w1 = tl.load(w + WIDTH + c, mask=ok, other=0.0).to(tl.float32)
@@ -177,7 +177,7 @@ def from_row_tiles(a, b, E: tl.constexpr):
 
 
 @triton.jit
-def add_toeplitz(sums, z, high, low, tile: tl.constexpr):
+def add_toeplitz16(sums, z, high, low, tile: tl.constexpr):
     """Add what row tile `tile` (0 or 1) contributes to the sums of itself and the eight after it."""
     out = ()
     for j in tl.static_range(10):
