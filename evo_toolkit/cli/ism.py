@@ -124,7 +124,7 @@ def ism(
     allow_out_of_domain: bool,
     quiet: bool,
 ) -> None:
-    """Score every substitution of a region.
+    """Score every substitution of a region; logo and heatmap.
 
     GENOME is a FASTA, plain or bgzipped. Each of the three other bases in place of each base of the
     region is scored, in nats, alternate minus reference: a negative score means that the substitution
