@@ -2,10 +2,9 @@
 
 A k-mer and its reverse complement count as one (the *canonical* k-mer: the smaller of their codes).
 K-mers with anything but A, C, G, T (in either case) are passed over. Every canonical k-mer has a
-64-bit hash by a mixing function that no two k-mers share, so sets of hashes are exact. A *sketch*
+64-bit hash (`evo_data.mixing`) that no two k-mers share, so sets of hashes are exact. A *sketch*
 of scale s keeps the hashes below 2^64 / s, one k-mer in s, the same ones in every genome; scale 1
-keeps them all. Source of sketches by a fraction: FracMinHash (Irber et al. 2022); of the mixing
-function: the finaliser of SplitMix64 (Steele et al. 2014).
+keeps them all. Source: FracMinHash (Irber et al. 2022).
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from evo_data.codes import CODES, OTHER
 from evo_data.corpus.packed import Bytes
 from evo_data.errors import EvoDataError
+from evo_data.mixing import mix_in_place
 
 if TYPE_CHECKING:
     from evo_data.corpus.format import Corpus
@@ -36,6 +36,7 @@ MAX_K = 32
 _BLOCK = 1 << 17
 # Log2 of the table that tells most absent hashes from present ones by one look (64 MiB).
 _FILTER_BITS = 26
+_FILTER_SHIFT = np.uint64(64 - _FILTER_BITS)
 # Bases of a corpus that are read together.
 _PIECE = 1 << 22
 # Hashes that are looked up together.
@@ -95,16 +96,6 @@ def union(sketches: Sequence[Hashes]) -> Hashes:
     first = np.ones(hashes.size, np.bool_)
     np.not_equal(hashes[1:], hashes[:-1], out=first[1:])
     return hashes[first]
-
-
-def containment(a: Hashes, b: Hashes) -> float:
-    """Return the share of a's hashes that b has, 0 to 1; 0 if a is empty.
-
-    Both sketches must have the same k and scale.
-    """
-    if not a.size:
-        return 0.0
-    return float(np.count_nonzero(_is_in(a, b)) / a.size)
 
 
 def clusters(
@@ -197,37 +188,49 @@ def shared_kmers_each(
     scale: int = 1,
 ) -> list[float]:
     """Return `shared_kmers` of each of several queries; the reference is read only once."""
-    own = [sketch(query, k, scale) for query in queries]
-    wanted = union(own)
+    sketches = [sketch(query, k, scale) for query in queries]
+    wanted = union(sketches)
     if not wanted.size:
         return [0.0] * len(queries)
+    lookup = Lookup(wanted)
     found = np.zeros(wanted.size, np.bool_)
-    shift = np.uint64(64 - _FILTER_BITS)
-    present = np.zeros(1 << _FILTER_BITS, np.bool_)
-    present[wanted >> shift] = True
     waiting: list[Hashes] = []
     size = 0
     for hashes in _iter_hashes(_sequences(reference, k), k):
         # No-one asks for hashes that the scale leaves out.
         hashes = hashes[hashes <= wanted[-1]] if scale > 1 else hashes
-        waiting.append(hashes[present[hashes >> shift]])
+        waiting.append(lookup.candidates(hashes))
         size += waiting[-1].size
         if size >= _BATCH:
-            _mark(found, wanted, waiting)
+            found[lookup.positions(union(waiting))] = True
             waiting, size = [], 0
-    _mark(found, wanted, waiting)
-    return [
-        float(found[np.searchsorted(wanted, hashes)].mean()) if hashes.size else 0.0
-        for hashes in own
-    ]
+    found[lookup.positions(union(waiting))] = True
+    return [float(found[lookup.positions(own)].mean()) if own.size else 0.0 for own in sketches]
 
 
-def _mark(found: NDArray[np.bool_], wanted: Hashes, seen: list[Hashes]) -> None:
-    """Note which of the wanted hashes (sorted, not empty) were seen."""
-    # Sorted first, so that the search walks through memory instead of jumping.
-    hashes = union(seen)
-    at = np.minimum(np.searchsorted(wanted, hashes), wanted.size - 1)
-    found[at[wanted[at] == hashes]] = True
+class Lookup:
+    """Which of many hashes are among some that are wanted, in two steps.
+
+    Most absent hashes are told by one look into a table; what it lets through is searched for,
+    which is fastest when sorted, because the search then walks through memory instead of jumping.
+    """
+
+    def __init__(self, wanted: Hashes) -> None:
+        """Take the wanted hashes, sorted, each once."""
+        self.wanted = wanted
+        self._may_be_wanted = np.zeros(1 << _FILTER_BITS, np.bool_)
+        self._may_be_wanted[wanted >> _FILTER_SHIFT] = True
+
+    def candidates(self, hashes: Hashes) -> Hashes:
+        """Return the hashes without most of those that are not wanted."""
+        return hashes[self._may_be_wanted[hashes >> _FILTER_SHIFT]]
+
+    def positions(self, hashes: Hashes) -> NDArray[np.intp]:
+        """Return where in `wanted` those of the hashes stand that are there, in their order."""
+        if not self.wanted.size:
+            return np.zeros(0, np.intp)
+        at = np.minimum(np.searchsorted(self.wanted, hashes), self.wanted.size - 1)
+        return at[self.wanted[at] == hashes]
 
 
 def corpus_sequences(
@@ -267,14 +270,33 @@ def _starts(size: int, k: int) -> range:
 
 def _block_hashes(bases: Bytes, k: int) -> Hashes:
     codes = CODES[bases]
-    other = codes == OTHER
     forward = _forward(codes & np.uint8(3), k)
     canonical = np.minimum(forward, _reverse_complement(forward, k))
+    other = codes == OTHER
     if other.any():
-        # A k-mer is whole if no other letter stands in it.
-        before = np.concatenate(([0], np.cumsum(other)))
-        canonical = canonical[before[k:] == before[:-k]]
-    return _mix(canonical)
+        canonical = canonical[_is_whole(other, k)]
+    return mix_in_place(canonical)
+
+
+def kmer_codes(codes: Bytes, k: int) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """Return the k-mer at each position in base 4, and whether it is whole.
+
+    Args:
+        codes: `evo_data.codes` of the bases, `[n]`.
+        k: 1 to 32.
+
+    Returns:
+        uint64 `[n - k + 1]`, the first base most significant; and False where one of the k bases is
+        not A, C, G or T, so that the number means nothing.
+    """
+    _check_k(k)
+    return _forward(codes & np.uint8(3), k), _is_whole(codes == OTHER, k)
+
+
+def _is_whole(other: NDArray[np.bool_], k: int) -> NDArray[np.bool_]:
+    """Return at which positions none of the k bases is another letter."""
+    before = np.concatenate(([0], np.cumsum(other)))
+    return before[k:] == before[:-k]
 
 
 def _forward(codes: Bytes, k: int) -> Hashes:
@@ -306,22 +328,6 @@ def _reverse_complement(words: Hashes, k: int) -> Hashes:
     np.invert(out, out=out)
     out >>= np.uint64(64 - 2 * k)
     return out
-
-
-def _mix(codes: Hashes) -> Hashes:
-    """The finaliser of SplitMix64, one to one: every bit of a code moves every bit of its hash."""
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        codes ^= codes >> np.uint64(shift)
-        codes *= np.uint64(factor)
-    codes ^= codes >> np.uint64(31)
-    return codes
-
-
-def _is_in(a: Hashes, b: Hashes) -> NDArray[np.bool_]:
-    if not b.size:
-        return np.zeros(a.size, np.bool_)
-    at = np.minimum(np.searchsorted(b, a), b.size - 1)
-    return b[at] == a
 
 
 def _check_k(k: int) -> None:

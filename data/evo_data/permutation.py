@@ -18,15 +18,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from evo_data.errors import EvoDataError
+from evo_data.mixing import GOLDEN, MASK, mix, mix_in_place
 
 _ROUNDS = 8
 # Halves of one or two bits mix badly: with three bits some orders of five came up too often.
 _LEAST_BITS = 6
-_MASK = 2**64 - 1
-# Increment and finaliser of splitmix64: every bit of the input moves every bit of the output.
-_GOLDEN = 0x9E3779B97F4A7C15
-_FIRST = 0xBF58476D1CE4E5B9
-_SECOND = 0x94D049BB133111EB
 
 
 def keyed_hash(key: Sequence[int]) -> int:
@@ -38,12 +34,12 @@ def keyed_hash(key: Sequence[int]) -> int:
     Raises:
         EvoDataError: if a number is outside of that range.
     """
-    state = _mix((len(key) + 1) * _GOLDEN & _MASK)
+    state = mix((len(key) + 1) * GOLDEN & MASK)
     for part in key:
         part = int(part)
         if not -(2**63) <= part < 2**64:
             raise EvoDataError(f"key {part} does not fit into 64 bits; give a smaller seed")
-        state = _mix((state ^ (part & _MASK)) + _GOLDEN & _MASK)
+        state = mix((state ^ (part & MASK)) + GOLDEN & MASK)
     return state
 
 
@@ -68,7 +64,7 @@ def permute(k: int | ArrayLike, n: int, key: Sequence[int]) -> int | NDArray[np.
     if not 1 <= n <= 2**62:
         raise EvoDataError(f"a permutation of {n} positions is not possible; allowed are 1 to 2^62")
     seed = keyed_hash(key)
-    keys = [_mix((seed + i * _GOLDEN) & _MASK) for i in range(1, _ROUNDS + 1)]
+    keys = [mix((seed + i * GOLDEN) & MASK) for i in range(1, _ROUNDS + 1)]
     bits = max(_LEAST_BITS, (n - 1).bit_length())
     low_bits = bits // 2
     if isinstance(k, int | np.integer):
@@ -91,17 +87,11 @@ def permute(k: int | ArrayLike, n: int, key: Sequence[int]) -> int | NDArray[np.
     return out.astype(np.int64).reshape(given.shape)
 
 
-def _mix(x: int) -> int:
-    x = (x ^ (x >> 30)) * _FIRST & _MASK
-    x = (x ^ (x >> 27)) * _SECOND & _MASK
-    return x ^ (x >> 31)
-
-
 def _feistel(x: int, high_bits: int, low_bits: int, keys: list[int]) -> int:
     """One pass over a number of `high_bits + low_bits` bits; widths change sides every round."""
     high, low = x >> low_bits, x & ((1 << low_bits) - 1)
     for key in keys:
-        high, low = low, high ^ (_mix(low ^ key) >> (64 - high_bits))
+        high, low = low, high ^ (mix(low ^ key) >> (64 - high_bits))
         high_bits, low_bits = low_bits, high_bits
     return high << low_bits | low
 
@@ -112,10 +102,6 @@ def _feistel_array(
     u = np.uint64
     high, low = x >> u(low_bits), x & u((1 << low_bits) - 1)
     for key in keys:
-        mixed = low ^ u(key)
-        mixed = (mixed ^ (mixed >> u(30))) * u(_FIRST)
-        mixed = (mixed ^ (mixed >> u(27))) * u(_SECOND)
-        mixed ^= mixed >> u(31)
-        high, low = low, high ^ (mixed >> u(64 - high_bits))
+        high, low = low, high ^ (mix_in_place(low ^ u(key)) >> u(64 - high_bits))
         high_bits, low_bits = low_bits, high_bits
     return high << u(low_bits) | low

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from evo_data.alphabet import complement_table
 from evo_data.corpus import Corpus
 from evo_data.errors import EvoDataError
+from evo_data.mixing import GOLDEN, MASK
 from evo_data.packing import pack
 from evo_data.permutation import keyed_hash, permute
 from evo_data.splits import Segment, whole_records
@@ -48,7 +49,6 @@ STRANDS = ("forward", "random", "both")
 _UNIT = 2**40
 _MOST_WINDOWS = 2**48
 _GREATEST_WEIGHT = 1_000_000
-_GOLDEN = 0x9E3779B97F4A7C15
 # What a keyed number is for; part of the key, and so never to be changed.
 _FOR_ORDER, _FOR_STRAND, _FOR_CHOICE, _FOR_GRID = 1, 2, 3, 4
 
@@ -333,7 +333,7 @@ class TrainingWindows:
     def _stretches(self, epoch: int, k: int) -> tuple[int, list[Segment]]:
         """Group and stretches of the genome of the k-th choice of an epoch, on no strand yet."""
         # Points at equal distances on a line on which each window takes as much as it weighs.
-        offset = keyed_hash((self.seed, _FOR_CHOICE)) + epoch * _GOLDEN & (2**64 - 1)
+        offset = keyed_hash((self.seed, _FOR_CHOICE)) + epoch * GOLDEN & MASK
         point = (k * self._total + (offset * self._total >> 64)) // self._epoch_length
         at = bisect_right(self._class_ends, point)
         inside = self._classes[at]

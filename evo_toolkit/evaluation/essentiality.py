@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from evo_data.codes import OTHER
 from evo_data.files import read_text
+from evo_data.kmers import Hashes, Lookup, union
+from evo_data.mixing import mix_in_place
 from evo_data.variant import Edit
 from evo_toolkit.errors import EvoError
 from evo_toolkit.evaluation.edits import Place
-from evo_toolkit.evaluation.genes import AMINO_ACIDS, Gene, coding_sequence, is_complete
+from evo_toolkit.evaluation.genes import AMINO_ACIDS, Gene, coding_sequence, codons, is_complete
 from evo_toolkit.evaluation.genomes import Bytes, Genome, reverse_complement
 from evo_toolkit.evaluation.statistics import RESAMPLES, auroc
 
@@ -35,7 +37,6 @@ _WORD = 8  # amino acids: one in 25 billion words, so few are shared by chance
 _LEAST_WORDS = 3
 _TRUE = frozenset({"true", "1", "e", "essential", "yes"})
 _FALSE = frozenset({"false", "0", "n", "nonessential", "non-essential", "no"})
-_FILTER_BITS = 26
 _INVERT = str.maketrans("ACGT", "TGCA")
 
 
@@ -122,29 +123,20 @@ def conservation(
         genes: The genes.
         others: Functions that read a genome, with its weight (1 / size of its cluster).
     """
-    own = [
-        _words(AMINO_ACIDS[_codon_at_each(coding_sequence(genome, gene))[::3]]) for gene in genes
-    ]
-    own = [np.unique(words) for words in own]
-    words = np.concatenate(own)
-    owner = np.repeat(np.arange(len(genes)), [part.size for part in own])
-    order = np.argsort(words, kind="stable")
-    words, owner = words[order], owner[order]
-    distinct = np.unique(words)
-    present = np.zeros(1 << _FILTER_BITS, bool)
-    present[_slot(distinct)] = True
+    own = [union([_words(AMINO_ACIDS[codons(coding_sequence(genome, gene))])]) for gene in genes]
+    lookup = Lookup(union(own))
+    word = lookup.positions(np.concatenate(own))
+    gene_of = np.repeat(np.arange(len(genes)), [words.size for words in own])
     result = np.zeros(len(genes))
     for read, weight in others:
-        seen = np.zeros(distinct.size, bool)
+        seen = np.zeros(lookup.wanted.size, bool)
         for record in read().records:
             for codes in (record, reverse_complement(record)):
                 at_each = AMINO_ACIDS[_codon_at_each(codes)]
                 for frame in range(3):
-                    found = _words(at_each[frame::3])
-                    found = found[present[_slot(found)]]
-                    where = np.minimum(np.searchsorted(distinct, found), distinct.size - 1)
-                    seen[where[distinct[where] == found]] = True
-        hits = np.bincount(owner[seen[np.searchsorted(distinct, words)]], minlength=len(genes))
+                    words = lookup.candidates(_words(at_each[frame::3]))
+                    seen[lookup.positions(words)] = True
+        hits = np.bincount(gene_of[seen[word]], minlength=len(genes))
         result += weight * (hits >= _LEAST_WORDS)
     return result
 
@@ -155,21 +147,16 @@ def _codon_at_each(codes: Bytes) -> NDArray[np.int64]:
     return wide[:-2] * 16 + wide[1:-1] * 4 + wide[2:]
 
 
-def _words(protein: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Words of eight amino acids without a stop, five bits each."""
-    letters = protein.astype(np.int64) & 31
+def _words(protein: NDArray[np.uint8]) -> Hashes:
+    """Hashes of the words of eight amino acids without a stop."""
     size = max(protein.size - _WORD + 1, 0)
-    result = np.zeros(size, np.int64)
+    letters = protein.astype(np.uint64) & np.uint64(31)
+    words = np.zeros(size, np.uint64)
     whole = np.ones(size, bool)
     for place in range(_WORD):
-        result = (result << 5) | letters[place : place + size]
+        words = (words << np.uint64(5)) | letters[place : place + size]
         whole &= protein[place : place + size] != ord("*")
-    return result[whole]
-
-
-def _slot(words: NDArray[np.int64]) -> NDArray[np.int64]:
-    mixed = words.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    return (mixed >> np.uint64(64 - _FILTER_BITS)).astype(np.int64)
+    return mix_in_place(words[whole])
 
 
 def report(

@@ -5,7 +5,7 @@ After a context h that was seen c(h) times with T(h) different bases behind it,
     p_k(x | h) = (c(hx) + T(h) p_{k-1}(x | h')) / (c(h) + T(h)),   h' = h without its oldest base,
 
 and p_{-1} is 1/4. Counts come from both strands of the training genomes, each genome with a weight.
-Codes of k-mers are in base 4 with the first (oldest) base most significant.
+Tables go by the k-mer in base 4, its first (oldest) base most significant.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evo_data.codes import OTHER
+from evo_data.kmers import kmer_codes
 from evo_toolkit.errors import UsageError
 from evo_toolkit.evaluation.genomes import Bytes, Genome, reverse_complement
 
@@ -27,30 +28,6 @@ _BATCH = 1 << 24  # bases counted at a time: the indices of a batch take 128 MB
 
 Floats = NDArray[np.float64]
 Log2Table = NDArray[np.float32]
-
-
-def kmer_codes(codes: Bytes, k: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Code of the k-mer that starts at every position, along a one-dimensional array; k to 31.
-
-    Returns:
-        `[len(codes) - k + 1]` codes, and whether all k bases are ACGT (elsewhere the code is void).
-    """
-    count = max(codes.size - k + 1, 0)
-    values = np.where(codes < OTHER, codes, 0).astype(np.int64)
-    # By the binary digits of k: k-mers of length 2n from two of length n.
-    result = np.zeros(count, np.int64)
-    length, done = 1, 0
-    rest = k
-    while rest:
-        if rest & 1:
-            result = (result << (2 * length)) | values[done : done + count]
-            done += length
-        rest >>= 1
-        if rest:
-            values = (values[: values.size - length] << (2 * length)) | values[length:]
-            length *= 2
-    bad = np.concatenate(([0], np.cumsum(codes >= OTHER, dtype=np.int64)))
-    return result, bad[k : k + count] == bad[:count]
 
 
 def _batches(
@@ -102,7 +79,8 @@ def weighted_counts(
     forward = np.zeros(size)
     for codes, weights in _batches(genomes, batch):
         found, good = kmer_codes(codes, order + 1)
-        forward += np.bincount(found[good], weights[: good.size][good], minlength=size)
+        kmers = found[good].view(np.int64)
+        forward += np.bincount(kmers, weights[: good.size][good], minlength=size)
     # The other strand has each k-mer's reverse complement as often: axes in reverse, A with T.
     shape = (4,) * (order + 1)
     return (

@@ -17,7 +17,6 @@ from evo_data.errors import EvoDataError
 from evo_data.kmers import (
     cluster_weights,
     clusters,
-    containment,
     corpus_sequences,
     kmer_hashes,
     shared_kmers,
@@ -100,15 +99,6 @@ def test_sketching_merges_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
     text = _random(random.Random(2), 3000)
     many = [_array(text)] * 2000  # 6 million k-mers, 3000 distinct ones
     assert sketch(many, 31, 1).tolist() == sketch(_array(text), 31, 1).tolist()
-
-
-def test_containment_by_hand() -> None:
-    a, b = np.array([1, 2, 3, 4], np.uint64), np.array([2, 4, 9], np.uint64)
-    none = np.zeros(0, np.uint64)
-    assert containment(a, b) == 0.5
-    assert containment(b, a) == pytest.approx(2 / 3)
-    assert containment(none, a) == 0
-    assert containment(a, none) == 0
 
 
 def test_clusters_join_strains_not_phages_or_strangers() -> None:

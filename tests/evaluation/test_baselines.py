@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from evo_data.errors import EvoDataError
+from evo_data.kmers import kmer_codes
 from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.evaluation.adaptive import adaptive_counts
 from evo_toolkit.evaluation.baseline import fit_baseline, held_out_families, training_genomes
@@ -19,7 +20,6 @@ from evo_toolkit.evaluation.genomes import Genome, encode, find_genomes, reverse
 from evo_toolkit.evaluation.markov import (
     MarkovChain,
     interpolated_log2,
-    kmer_codes,
     weighted_counts,
 )
 from evo_toolkit.evaluation.mixture import Mixture, _likelihood, best_order, experts, fit_weights
