@@ -6,12 +6,13 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from evo_toolkit.cli import evaluate_tables as tables
 from evo_toolkit.cli.common import (
     PROGRAM,
     model_options,
@@ -19,6 +20,7 @@ from evo_toolkit.cli.common import (
     require_model,
     user_errors,
 )
+from evo_toolkit.errors import UsageError
 
 if TYPE_CHECKING:
     from evo_toolkit.evaluation.prepared import Prepared
@@ -120,7 +122,7 @@ def bits(
     prepared = run.prepared(prepare, given=(*genomes, *train))
     model = run.model(prepared, optional=bool(prepared.meta.get("predictors")))
     run.finish(
-        tasks.run_bits(prepared, model, progress=run.progress("model", "bases")), _bits_table
+        tasks.run_bits(prepared, model, progress=run.progress("model", "bases")), tables.bits_table
     )
 
 
@@ -165,7 +167,7 @@ def snv(
     result = tasks.run_snv(
         prepared, model, window=window, count=num_snvs, resamples=resamples, progress=progress
     )
-    run.finish(result, _snv_table)
+    run.finish(result, tables.snv_table)
 
 
 @evaluate.command(short_help="Essential genes by stop insertion.")
@@ -209,7 +211,7 @@ def essentiality(
         prepared, model, window=window, sites=sites, resamples=resamples,
         progress=run.progress("insertions", "insertions"),
     )  # fmt: skip
-    run.finish(result, _essentiality_table)
+    run.finish(result, tables.essentiality_table)
 
 
 @evaluate.command(short_help="Loss of function in BRCA1 (Findlay 2018).")
@@ -251,7 +253,7 @@ def brca1(
         )
     progress = run.progress("variants", "SNVs")
     result = tasks.run_brca1(prepared, model, window=window, resamples=resamples, progress=progress)
-    run.finish(result, _brca1_table)
+    run.finish(result, tables.brca1_table)
 
 
 @evaluate.command(
@@ -277,7 +279,6 @@ def default_window(
     It is the first with a rank correlation (Spearman) of 0.99 or more. --from also takes a file
     that `eval snv --prepare` wrote.
     """
-    from evo_toolkit.errors import UsageError
     from evo_toolkit.evaluation import tasks
 
     run = _Run("snv", shared)
@@ -297,7 +298,7 @@ def default_window(
     result = tasks.run_default_window(
         prepared, model, windows=sizes, count=num_snvs, progress=run.progress("windows", "SNVs")
     )
-    run.finish(result, _window_table)
+    run.finish(result, tables.window_table)
 
 
 class _Run:
@@ -305,7 +306,6 @@ class _Run:
 
     def __init__(self, kind: str, options: dict[str, Any]) -> None:
         from evo_data.files import check_output
-        from evo_toolkit.errors import UsageError
 
         self.kind = kind
         self.options = options
@@ -339,15 +339,12 @@ class _Run:
         return advance
 
     def required(self, value: str | None, name: str) -> str:
-        from evo_toolkit.errors import UsageError
-
         if value is None:
             raise UsageError(f"{name} is missing; give it, or --from FILE.npz")
         return value
 
     def prepared(self, make: Callable[[], Prepared], given: Sequence[str | None]) -> Prepared:
         """The task's data, made or read; written when that was asked for."""
-        from evo_toolkit.errors import UsageError
         from evo_toolkit.evaluation.prepared import load_prepared
 
         source = self.options["source"]
@@ -411,94 +408,8 @@ class _Run:
         model = result["model"]
         if model is not None:
             click.echo(f"{model['name']}, {model['precision']}, {model['device']}")
-        _print_table(table(result["figures"]))
+        tables.print_table(table(result["figures"]))
         overlap = result["data"].get("kmer_overlap_with_train")
         if overlap:
             shares = ", ".join(f"{name} {share:.2%}" for name, share in overlap.items())
             click.echo(f"31-mers also in the training genomes: {shares}")
-
-
-def _print_table(rows: list[list[str]]) -> None:
-    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        click.echo("  ".join(cells).rstrip())
-
-
-def _text(figure: Mapping[str, float | None], digits: int = 3) -> str:
-    value, low, high = (figure[name] for name in ("value", "low", "high"))
-    if value is None:
-        return "-"
-    if low is None or high is None:
-        return f"{value:.{digits}f}"
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def _bits_table(figures: dict[str, Any]) -> list[list[str]]:
-    names = list(figures["predictors"])
-    rows = [["bits per base", "composition", *names]]
-    for genome, values in figures["per_genome"].items():
-        rows.append([genome, *(f"{values[name]:.4f}" for name in ("composition", *names))])
-    rows.append(
-        [
-            "mean over genomes",
-            f"{figures['composition']['mean']:.4f}",
-            *(_text(figures["predictors"][name]["mean"], 4) for name in names),
-        ]
-    )
-    for strand in ("+", "-"):
-        found = [f"{figures['predictors'][name]['strand'][strand]:.4f}" for name in names]
-        rows.append([f"strand {strand}", "", *found])
-    ranges = [figures["predictors"][name]["by_position"] for name in names]
-    for cells in zip(*ranges, strict=True):
-        start, stop, _ = cells[0]
-        rows.append([f"positions {start} to {stop - 1}", "", *(f"{x:.4f}" for _, _, x in cells)])
-    if "gain_of_mixture_over_markov" in figures:
-        rows.append(
-            [
-                "gain of mixture over markov",
-                "",
-                "",
-                _text(figures["gain_of_mixture_over_markov"], 4),
-            ]
-        )
-    for name, gain in figures.get("gain", {}).items():
-        won = f"genomes won: {gain['genomes_won']} of {gain['genomes']}"
-        rows.append([f"gain of model over {name}", _text(gain, 4), won])
-    return rows
-
-
-def _snv_table(figures: dict[str, Any]) -> list[list[str]]:
-    rows = [["AUROC against synonymous", "scores", "within strata", "raw", "table", "positives"]]
-    for predictor in ("model", "markov"):
-        for kind in ("nonsense", "missense"):
-            found = figures.get(predictor, {}).get(kind)
-            if found is None:
-                continue
-            main = [found[name] for name in ("within_strata", "raw", "table")]
-            cells = [_text(figure) for figure in main]
-            rows.append([kind, predictor, *cells, str(main[0]["positives"])])
-            for name, figure in found["parts"].items():
-                rows.append([f"  {name}", "", _text(figure), "", "", str(figure["positives"])])
-    return rows
-
-
-def _essentiality_table(figures: dict[str, Any]) -> list[list[str]]:
-    rows = [["AUROC for essential", "all genes", "within fifths of length"]]
-    for name, figure in figures["auroc"].items():
-        rows.append([name, _text(figure), _text(figures["auroc_within_fifths_of_length"][name])])
-    rows.append([f"{figures['num_essential']} of {figures['num_genes']} genes essential", "", ""])
-    return rows
-
-
-def _brca1_table(figures: dict[str, Any]) -> list[list[str]]:
-    rows = [["BRCA1", "AUROC"]]
-    rows += [[name, _text(figure)] for name, figure in figures.items() if name.startswith("LOF")]
-    return rows
-
-
-def _window_table(figures: dict[str, Any]) -> list[list[str]]:
-    rows = [["window", f"Spearman with {figures['compared_with']}"]]
-    rows += [[window, _text(figure, 4)] for window, figure in figures["spearman"].items()]
-    rows.append(["default_window", str(figures["default_window"])])
-    return rows

@@ -55,13 +55,12 @@ def adaptive_counts(codes: Bytes, order: int) -> NDArray[np.uint16]:
     above = time_bits + 3
     head = (row << (2 * order)) << above
     stamp = time << 3
-    ask = known
     learn = known & (flat < OTHER)
     oldest = np.zeros(flat.size, np.int64)
     oldest[order:] = 3 - values[: flat.size - order]
     entries = np.concatenate(
         [
-            (head + (before << above) + stamp)[ask],
+            (head + (before << above) + stamp)[known],
             (head + (before << above) + stamp + 4 + values)[learn],
             (head + (other_strand << above) + stamp + 4 + oldest)[learn],
         ]

@@ -19,7 +19,6 @@ from evo_toolkit.errors import EvoError
 from evo_toolkit.evaluation.genomes import Genome, GenomeFile, tokens
 from evo_toolkit.evaluation.markov import (
     MAX_ORDER,
-    Floats,
     MarkovChain,
     interpolated_log2,
     weighted_counts,
@@ -127,29 +126,22 @@ def fit_baseline(
     """
     top = max_order if order is None else order
     held = held_out_families(train, HELD_OUT, seed)
-    parts: dict[bool, Floats] = {}
-    for is_held in (True, False):
-        chosen = [
-            (file, weight)
-            for file, weight, family in zip(train.files, train.weights, train.families, strict=True)
-            if (family in held) == is_held
-        ]
-        parts[is_held] = weighted_counts(((file.read(), weight) for file, weight in chosen), top)
-        say(f"counted {len(chosen)} genomes{' held out for the fit' if is_held else ''}")
-    chosen_genomes = [
-        (file.read(), weight)
-        for file, weight, family in zip(train.files, train.weights, train.families, strict=True)
-        if family in held
-    ]
-    windows = sample_windows(chosen_genomes, context_length, num_windows, seed)
-    names = [genome.name for genome, _ in chosen_genomes]
-    del chosen_genomes
-    rest = MarkovChain(interpolated_log2(parts[False]))
+    pairs = list(zip(train.files, train.weights, train.families, strict=True))
+    held_out = [(file.read(), weight) for file, weight, family in pairs if family in held]
+    kept = ((file.read(), weight) for file, weight, family in pairs if family not in held)
+    held_counts = weighted_counts(held_out, top)
+    windows = sample_windows(held_out, context_length, num_windows, seed)
+    names = [genome.name for genome, _ in held_out]
+    del held_out
+    say(f"counted {len(names)} genomes held out for the fit")
+    kept_counts = weighted_counts(kept, top)
+    say(f"counted the other {len(pairs) - len(names)} genomes")
+    rest = MarkovChain(interpolated_log2(kept_counts))
     best, by_order = best_order(rest, windows, range(top + 1))
     used = best if order is None else order
     weights = fit_weights(rest, used, windows, seed=seed)
     del rest
-    whole = MarkovChain(interpolated_log2(parts[True] + parts[False]))
+    whole = MarkovChain(interpolated_log2(held_counts + kept_counts))
     say(f"order {used}; weights fitted on {num_windows} windows of {len(names)} held-out genomes")
     record = {
         "num_genomes": len(train.files),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from evo_data.codes import OTHER
 from evo_toolkit.evaluation.genomes import Bytes, Genome, tokens
-from evo_toolkit.evaluation.mixture import scored
+from evo_toolkit.evaluation.mixture import ORDER, scored
 from evo_toolkit.evaluation.statistics import Estimate, bootstrap
 from evo_toolkit.evaluation.windows import WindowSet
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 STRANDS = ("+", "-")
 POSITION_EDGES = (1, 16, 64, 256, 1024, 2048, 4096, 8192, 16_384, 32_768)
 GENOME_RESAMPLES = 10_000
-ORDER = "order "
-"""Begins the names of the chains of single orders among the predictors."""
 
 _BATCH_TOKENS = 1 << 20
 _LN2 = float(np.log(2))

@@ -24,6 +24,8 @@ from evo_toolkit.evaluation.markov import Floats, MarkovChain
 
 ADAPTIVE_ORDERS = tuple(range(1, MAX_ADAPTIVE_ORDER + 1))
 PSEUDOCOUNT = 1.0
+ORDER = "order "
+"""Begins the names of the chains of single orders among the predictors."""
 
 _ITERATIONS = 50
 _RIDGE = 1e-6
@@ -66,7 +68,7 @@ class Mixture:
     def bits_by_order(self, codes: Bytes) -> dict[str, NDArray[np.float32]]:
         """`-log2 p` by the chain alone at every order, as `order 0` and so on; NaN as in `bits`."""
         return {
-            f"order {order}": _observed(self.chain.log2_probs(codes, order), codes)
+            f"{ORDER}{order}": _observed(self.chain.log2_probs(codes, order), codes)
             for order in range(self.chain.max_order + 1)
         }
 

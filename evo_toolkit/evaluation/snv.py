@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from evo_toolkit.errors import EvoError
 from evo_toolkit.evaluation.genes import AMINO_ACIDS, STOPS, Gene, coding_sequence, codons
-from evo_toolkit.evaluation.genomes import Genome
+from evo_toolkit.evaluation.genomes import Genome, encode
 from evo_toolkit.evaluation.statistics import RESAMPLES, Estimate, auroc
 
 CLASSES = ("synonymous", "missense", "nonsense")
@@ -42,9 +42,7 @@ def substitutions(genome: Genome, genes: Sequence[Gene]) -> Arrays:
         covered[gene.record][gene.start : gene.stop] += 1
     stop_number = np.full(64, -1, np.int8)
     for number, codon in enumerate(STOPS):
-        stop_number[int(codons(np.array(["ACGT".index(base) for base in codon], np.uint8))[0])] = (
-            number
-        )
+        stop_number[codons(encode(codon.encode()))] = number
     parts: dict[str, list[NDArray[Any]]] = {}
     for index, gene in enumerate(genes):
         codes = coding_sequence(genome, gene).astype(np.int64)
@@ -58,12 +56,12 @@ def substitutions(genome: Genome, genes: Sequence[Gene]) -> Arrays:
         new = old + (alt - ref) * np.array([16, 4, 1])[inside % 3]
         same = AMINO_ACIDS[old] == AMINO_ACIDS[new]
         kind = np.where(same, 0, np.where(AMINO_ACIDS[new] == _STOP, 2, 1))
-        turn = (lambda x: x) if gene.strand == "+" else (lambda x: 3 - x)
+        ref_forward, alt_forward = (ref, alt) if gene.strand == "+" else (3 - ref, 3 - alt)
         columns = {
             "record": np.full(inside.size, gene.record, np.int32),
             "position": forward.astype(np.int64),
-            "ref": turn(ref).astype(np.uint8),
-            "alt": turn(alt).astype(np.uint8),
+            "ref": ref_forward.astype(np.uint8),
+            "alt": alt_forward.astype(np.uint8),
             "gene": np.full(inside.size, index, np.int32),
             "codon_position": (inside % 3 + 1).astype(np.uint8),
             "third": (inside * 3 // codes.size).astype(np.uint8),

@@ -15,14 +15,8 @@ RESAMPLES = 1000
 
 def ranks(values: Floats) -> Floats:
     """Ranks from 1, ties sharing the mean of theirs."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    first = np.concatenate(([True], ordered[1:] != ordered[:-1]))
-    group = np.cumsum(first) - 1
-    size = np.bincount(group)
-    mean = np.cumsum(size) - (size - 1) / 2
-    result = np.empty(values.size)
-    result[order] = mean[group]
+    _, group, size = np.unique(values, return_inverse=True, return_counts=True)
+    result: Floats = (np.cumsum(size) - (size - 1) / 2)[group]
     return result
 
 
@@ -58,37 +52,30 @@ class StratifiedAuroc:
             raise ValueError("scores hold NaN or infinity; leave those items out")
         groups = np.zeros(scores.size, np.int64) if strata is None else np.asarray(strata, np.int64)
         self._order = np.lexsort((scores, groups))
-        ordered, stratum = scores[self._order], groups[self._order]
-        new_stratum = np.concatenate(([True], stratum[1:] != stratum[:-1]))[: scores.size]
-        new_tie = new_stratum | np.concatenate(([True], ordered[1:] != ordered[:-1]))[: scores.size]
         self._positive = np.asarray(positive, bool)[self._order]
-        starts = np.flatnonzero(new_stratum)
-        ties = np.flatnonzero(new_tie)
-        self._stratum_start = np.repeat(starts, np.diff(np.append(starts, scores.size)))
-        self._stratum_stop = np.repeat(
-            np.append(starts, scores.size)[1:], np.diff(np.append(starts, scores.size))
-        )
-        self._tie_start = np.repeat(ties, np.diff(np.append(ties, scores.size)))
-        self._tie_stop = np.repeat(
-            np.append(ties, scores.size)[1:], np.diff(np.append(ties, scores.size))
-        )
+        is_new = np.diff(groups[self._order], prepend=np.nan) != 0
+        self._strata = _runs(is_new)
+        self._ties = _runs(is_new | (np.diff(scores[self._order], prepend=np.nan) != 0))
 
     def __call__(self, weights: Floats | None = None) -> float:
         """The AUROC; NaN without a pair."""
-        won, pairs = self.pairs(weights)
-        return won / pairs if pairs > 0 else float("nan")
-
-    def pairs(self, weights: Floats | None = None) -> tuple[float, float]:
-        """Pairs won (ties half) and all pairs."""
         size = self._order.size
         weight = np.ones(size) if weights is None else np.asarray(weights, float)[self._order]
-        below = np.concatenate(([0.0], np.cumsum(weight * ~self._positive)))
         own = weight * self._positive
-        start = below[self._stratum_start]
-        lower = below[self._tie_start] - start
-        tied = below[self._tie_stop] - below[self._tie_start]
-        every = below[self._stratum_stop] - start
-        return float(own @ (lower + tied / 2)), float(own @ every)
+        # Negatives by weight: in all before each item, in its stratum, with its score.
+        before = np.concatenate(([0.0], np.cumsum(weight * ~self._positive)))
+        first, last = (before[edge] for edge in self._strata)
+        first_tied, last_tied = (before[edge] for edge in self._ties)
+        won = own @ (first_tied - first + (last_tied - first_tied) / 2)
+        pairs = own @ (last - first)
+        return float(won / pairs) if pairs > 0 else float("nan")
+
+
+def _runs(is_new: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Start and end (half-open) of the run that each item is in, from where the runs begin."""
+    starts = np.flatnonzero(is_new)
+    run = np.cumsum(is_new) - 1
+    return starts[run], np.append(starts[1:], is_new.size)[run]
 
 
 @dataclass(frozen=True)
@@ -110,12 +97,6 @@ class Estimate:
             name: None if np.isnan(number) else round(float(number), 6)
             for name, number in (("value", self.value), ("low", self.low), ("high", self.high))
         }
-
-    def text(self, digits: int = 3) -> str:
-        """`0.812 [0.790, 0.834]`."""
-        if np.isnan(self.value):
-            return "-"
-        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]"
 
 
 def bootstrap(
