@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from evo_toolkit.cli.common import quiet_option, user_errors
+from evo_toolkit.cli.data_calibrate import calibrate_command
 from evo_toolkit.cli.data_split import split_command
 from evo_toolkit.errors import UsageError
 
@@ -26,6 +27,7 @@ def data() -> None:
 
 
 data.add_command(split_command)
+data.add_command(calibrate_command)
 
 
 @data.command("prepare")
