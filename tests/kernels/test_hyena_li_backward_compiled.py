@@ -67,7 +67,7 @@ def compile_for_hopper(folder: Path, **flags: object) -> tuple[str, int, str]:
     from triton.compiler import ASTSource
 
     from evo_kernels.hyena_li.backward import hyena_li_backward_kernel as kernel
-    from evo_kernels.hyena_li.backward_configs import BACKWARD
+    from evo_kernels.hyena_li.configs import BACKWARD
     from evo_kernels.launch import registered
 
     config = registered()[BACKWARD]["sm_90"]

@@ -14,7 +14,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
 from evo_kernels.hyena_li.backward import launch_backward
-from evo_kernels.hyena_li.backward_configs import BACKWARD
+from evo_kernels.hyena_li.configs import BACKWARD
 from evo_kernels.hyena_li.reference import LIState, hyena_li_reference, modal_conv
 from evo_kernels.launch import KernelConfig, override
 from evo_kernels.short_conv.reference import short_conv_reference

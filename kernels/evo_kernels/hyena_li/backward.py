@@ -28,9 +28,19 @@ import triton.language as tl
 from torch import Tensor
 
 from evo_kernels.backend import interpreting
-from evo_kernels.hyena_li.backward_configs import BACKWARD
+from evo_kernels.hyena_li.configs import BACKWARD
 from evo_kernels.hyena_li.forward import channel_first
 from evo_kernels.hyena_li.layout import TILE, num_tiles, padded_length
+from evo_kernels.hyena_li.phases import (
+    featurizer_adjoint,
+    fir_phases,
+    here,
+    join,
+    leave_edges,
+    load8,
+    load_before8,
+    times,
+)
 from evo_kernels.hyena_li.tiles import (
     CHUNK,
     CHUNKS_PER_TILE,
@@ -40,7 +50,6 @@ from evo_kernels.hyena_li.tiles import (
     filter_head,
     high_low,
     into_state,
-    join8,
     load_poles,
     load_taps,
     out_of_state,
@@ -48,214 +57,7 @@ from evo_kernels.hyena_li.tiles import (
     toeplitz,
 )
 from evo_kernels.launch import on_its_device, select
-
-
-@triton.jit
-def _halves(words):
-    """The two bfloat16 of each 32-bit word, as fp32."""
-    low = (words << 16).to(tl.float32, bitcast=True)
-    high = (words & -65536).to(tl.float32, bitcast=True)
-    return low, high
-
-
-@triton.jit
-def _load8(row, t0, L, M: tl.constexpr, C: tl.constexpr, RAGGED: tl.constexpr):
-    """Positions `t0 ...` of a row as eight phases `[M, C/8]` in fp32, zero from L on.
-
-    The tile's start goes into the pointer, so that what remains are offsets known at compile time.
-    """
-    if row.dtype.element_ty == tl.bfloat16:
-        # As words: two instructions take a pair apart.
-        word = tl.arange(0, M)[:, None] * (C // 2) + tl.arange(0, C // 2)[None, :]
-        start = (row + t0).to(tl.pointer_type(tl.int32), bitcast=True)
-        x = tl.load(start + word, mask=word // 4 * 8 < L - t0, other=0)
-        even, odd = tl.split(tl.reshape(x, (M, C // 8, 2, 2)))
-        x01, x45 = tl.split(even)
-        x23, x67 = tl.split(odd)
-        phases = _halves(x01) + _halves(x23) + _halves(x45) + _halves(x67)
-    else:
-        offset = tl.arange(0, M)[:, None] * C + tl.arange(0, C)[None, :]
-        x = tl.load(row + t0 + offset, mask=offset // 8 * 8 < L - t0, other=0.0)
-        phases = split8(x.to(tl.float32))
-    if RAGGED:
-        # The padding of a row may hold anything.
-        group = tl.arange(0, M)[:, None] * C + tl.arange(0, C // 8)[None, :] * 8
-        inside = ()
-        for p in tl.static_range(8):
-            inside = inside + (tl.where(group + p < L - t0, phases[p], 0.0),)
-        return inside
-    else:
-        return phases
-
-
-@triton.jit
-def _load_before(
-    row, tail, t0, L, tail_stride, M: tl.constexpr, C: tl.constexpr, HAS_TAIL: tl.constexpr
-):
-    """The two positions before each group of eight, in fp32, each `[M, C/8]`.
-
-    Positions before the chunk come from `tail` (two values, `tail_stride` apart) or are zero.
-    """
-    # Pairs contiguous in memory: their layout is then that of the tile's groups.
-    pair = tl.arange(0, C // 4)[None, :]
-    group = tl.arange(0, M)[:, None] * C + pair // 2 * 8
-    inside = (group + t0 > 0) & (group < L - t0)
-    if row.dtype.element_ty == tl.bfloat16:
-        start = (row + t0 - 4).to(tl.pointer_type(tl.int32), bitcast=True)
-        x = tl.load(start + group // 2 + pair % 2, mask=inside, other=0)
-        _, x = tl.split(tl.reshape(x, (M, C // 8, 2)))
-        xm2, xm1 = _halves(x)
-    else:
-        x = tl.load(row + t0 - 2 + group + pair % 2, mask=inside, other=0.0).to(tl.float32)
-        xm2, xm1 = tl.split(tl.reshape(x, (M, C // 8, 2)))
-    if HAS_TAIL:
-        at_start = tl.arange(0, M)[:, None] * C + tl.arange(0, C // 8)[None, :] + t0 == 0
-        xm2 = tl.where(at_start, tl.load(tail).to(tl.float32), xm2)
-        xm1 = tl.where(at_start, tl.load(tail + tail_stride).to(tl.float32), xm1)
-    return xm2, xm1
-
-
-@triton.jit
-def _fir(x, before, w):
-    """Causal 3-tap FIR of eight phases, given the two positions before each group; w is lag 0 first."""
-    padded = before + x
-    y = ()
-    for p in tl.static_range(8):
-        y = y + (w[0] * padded[p + 2] + w[1] * padded[p + 1] + w[2] * padded[p],)
-    return y
-
-
-@triton.jit
-def _times(x, y):
-    """Products of eight phases."""
-    product = ()
-    for p in tl.static_range(8):
-        product = product + (x[p] * y[p],)
-    return product
-
-
-@triton.jit
-def _join(x):
-    return join8(x[0], x[1], x[2], x[3], x[4], x[5], x[6], x[7])
-
-
-@triton.jit
-def _here(x, UPCAST: tl.constexpr):
-    """x, computed at this place: else the compiler moves a loop's sums to its end, and all they need along."""
-    if UPCAST:
-        return x
-    else:
-        return tl.inline_asm_elementwise(
-            "mov.b32 $0, $1;", "=r,r", [x], dtype=tl.float32, is_pure=False, pack=1
-        )
-
-
-@triton.jit
-def _operand(x, UPCAST: tl.constexpr):
-    """One dot operand; `UPCAST == 2` keeps fp32, for exact tests in the interpreter."""
-    if UPCAST == 2:
-        return x
-    else:
-        return dot_operand(x, UPCAST)
-
-
-@triton.jit
-def _operands(x, UPCAST: tl.constexpr):
-    """Two dot operands whose sum is x."""
-    if UPCAST == 2:
-        return x, tl.zeros_like(x)
-    else:
-        return high_low(x, UPCAST)
-
-
-@triton.jit
-def _leave_edges(d, edges, M: tl.constexpr, C: tl.constexpr):
-    """Write phases 0 and 1 of every 32nd group of eight: what `_next_group` cannot reach in its warp."""
-    G: tl.constexpr = M * C // 8
-    pairs = tl.join(tl.reshape(d[0], (G,)), tl.reshape(d[1], (G,)))
-    i = tl.arange(0, G)[:, None]
-    pair = tl.arange(0, 2)[None, :]
-    tl.store(edges + i // 32 * 2 + pair, pairs, mask=(i % 32 == 0) & (pair < 2))
-
-
-@triton.jit
-def _next_group(d, edges, has_right, M: tl.constexpr, C: tl.constexpr):
-    """Phases 0 and 1 of the next group of eight: from the neighbour in the warp, or from the edges.
-
-    The edges of the tile to the right follow those of this tile.
-    """
-    G: tl.constexpr = M * C // 8
-    i = tl.arange(0, G)[:, None]
-    pair = tl.arange(0, 2)[None, :]
-    at_edge = i % 32 == 31
-    outside = (i == G - 1) & (has_right == 0)
-    beyond = tl.load(
-        edges + i // 32 * 2 + 2 + pair, mask=at_edge & (outside == 0) & (pair < 2), other=0.0
-    )
-    following = tl.broadcast_to(((tl.arange(0, 32) + 1) % 32)[None, :], (G // 32, 32))
-    y0 = tl.gather(tl.reshape(d[0], (G // 32, 32)), following, 1)
-    y1 = tl.gather(tl.reshape(d[1], (G // 32, 32)), following, 1)
-    y = tl.where(at_edge, beyond, tl.join(tl.reshape(y0, (G,)), tl.reshape(y1, (G,))))
-    y0, y1 = tl.split(y)
-    return tl.reshape(y0, (M, C // 8)), tl.reshape(y1, (M, C // 8))
-
-
-@triton.jit
-def _featurizer_adjoint(
-    d,
-    x_row,
-    tail,
-    w,
-    acc,
-    edges,
-    dx,
-    t0,
-    L,
-    tail_stride,
-    has_right,
-    M: tl.constexpr,
-    C: tl.constexpr,
-    HAS_TAIL: tl.constexpr,
-    RAGGED: tl.constexpr,
-    NEED_INPUT: tl.constexpr,
-    NEED_TAPS: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """Store `dx[t] = sum_j w[j] d[t + j]` of a tile and add `sum_t d[t] x[t - j]` to the taps' sums.
-
-    The raw inputs are loaded here once more, from a cache, because there are no registers to keep them.
-
-    Args:
-        d: Gradient of the features, eight phases.
-        x_row, tail: Raw inputs of the channel, and the two before them.
-        w, acc: Three taps, and the sums that belong to them.
-        edges: What `_leave_edges` has left of this tile.
-        dx: Row of gradients.
-        has_right: Whether there is a tile to the right.
-    """
-    if NEED_INPUT:
-        ahead = d + _next_group(d, edges, has_right, M, C)
-        y = ()
-        for p in tl.static_range(8):
-            y = y + (w[0] * ahead[p] + w[1] * ahead[p + 1] + w[2] * ahead[p + 2],)
-        offset = tl.arange(0, M)[:, None] * C + tl.arange(0, C)[None, :]
-        tl.store(dx + t0 + offset, _join(y).to(dx.dtype.element_ty), mask=offset // 8 * 8 < L - t0)
-    a0, a1, a2 = acc
-    if NEED_TAPS:
-        before = _load_before(x_row, tail, t0, L, tail_stride, M, C, HAS_TAIL)
-        x = before + _load8(x_row, t0, L, M, C, RAGGED)
-        s0 = d[0] * x[2]
-        s1 = d[0] * x[1]
-        s2 = d[0] * x[0]
-        for p in tl.static_range(1, 8):
-            s0 += d[p] * x[p + 2]
-            s1 += d[p] * x[p + 1]
-            s2 += d[p] * x[p]
-        # Rows 16 apart belong to one thread.
-        a0 = _here(a0 + tl.sum(tl.reshape(s0, (M // 16, 16, C // 8)), 0), UPCAST)
-        a1 = _here(a1 + tl.sum(tl.reshape(s1, (M // 16, 16, C // 8)), 0), UPCAST)
-        a2 = _here(a2 + tl.sum(tl.reshape(s2, (M // 16, 16, C // 8)), 0), UPCAST)
-    return a0, a1, a2
+from evo_kernels.short_conv.reference import short_conv_reference
 
 
 @triton.jit(do_not_specialize=[
@@ -332,11 +134,11 @@ def hyena_li_backward_kernel(
 
     T = toeplitz(filter_head(log_pole, residue, C), C)
     T = tl.where(j[:, None] == j[None, :], T + tl.load(skip + c).to(tl.float32), T)
-    Th, Tl = _operands(T, UPCAST)
+    Th, Tl = high_low(T, UPCAST)
     V = into_state(log_pole, C)
-    Vh, Vl = _operands(V, UPCAST)
-    U = _operand(V * (C - 1 - j).to(tl.float32)[:, None], UPCAST)
-    Wh, Wl = _operands(out_of_state(log_pole, residue, C), UPCAST)
+    Vh, Vl = high_low(V, UPCAST)
+    U = dot_operand(V * (C - 1 - j).to(tl.float32)[:, None], UPCAST)
+    Wh, Wl = high_low(out_of_state(log_pole, residue, C), UPCAST)
     decay1, decay8, decay64, from_left = chunk_decays(log_poles, c, C, N, NP)
     _, _, _, from_right = chunk_decays(log_poles, c, C, N, NP, REVERSE=True)
     across = C * tl.exp(log_pole * C)
@@ -365,17 +167,17 @@ def hyena_li_backward_kernel(
         tile = num_tiles - 1 - step
         t0 = tile * (M * C)
         # The adjoint side first: k and v then have their features once, for the gate and for its gradient.
-        q = _load8(q_row, t0, L, M, C, RAGGED)
-        q_before = _load_before(q_row, q_tail, t0, L, D * 3, M, C, HAS_TAIL)
-        dy8 = _load8(dy_row, t0, L, M, C, RAGGED)
-        g = _operand(_join(_times(dy8, _fir(q, q_before, wq))), UPCAST)
+        q = load8(q_row, t0, L, M, C, RAGGED)
+        q_before = load_before8(q_row, q_tail, t0, L, D * 3, M, C, HAS_TAIL)
+        dy8 = load8(dy_row, t0, L, M, C, RAGGED)
+        g = dot_operand(join(times(dy8, fir_phases(q, q_before, wq))), UPCAST)
         e = tl.dot(g, tl.trans(Wl), acc=tl.dot(g, tl.trans(Wh)))
         if HAS_END:
             in_last = tile * M + m == last_chunk
             e = tl.where(in_last[:, None], e + e_end[None, :], e)
         A, carry = chunk_states(e, carry, decay1, decay8, decay64, from_right, REVERSE=True)
         if NEED_INPUT or NEED_TAPS:
-            Ah, Al = _operands(A, UPCAST)
+            Ah, Al = high_low(A, UPCAST)
             dz = tl.dot(g, tl.trans(Tl), acc=tl.dot(g, tl.trans(Th)))
             dz = tl.dot(Ah, tl.trans(Vh), acc=dz)
             dz = tl.dot(Al, tl.trans(Vh), acc=dz)
@@ -383,23 +185,23 @@ def hyena_li_backward_kernel(
             if HAS_END:
                 dz = tl.where(in_last[:, None], dz + dz_end[None, :], dz)
         tl.debug_barrier()  # nothing below is loaded earlier
-        k = _load8(k_row, t0, L, M, C, RAGGED)
-        k = _fir(k, _load_before(k_row, k_tail, t0, L, D * 3, M, C, HAS_TAIL), wk)
-        v = _load8(v_row, t0, L, M, C, RAGGED)
-        v = _fir(v, _load_before(v_row, v_tail, t0, L, D * 3, M, C, HAS_TAIL), wv)
-        z = _join(_times(k, v))
+        k = load8(k_row, t0, L, M, C, RAGGED)
+        k = fir_phases(k, load_before8(k_row, k_tail, t0, L, D * 3, M, C, HAS_TAIL), wk)
+        v = load8(v_row, t0, L, M, C, RAGGED)
+        v = fir_phases(v, load_before8(v_row, v_tail, t0, L, D * 3, M, C, HAS_TAIL), wv)
+        z = join(times(k, v))
         if SPLIT_Z:
-            z, z_low = _operands(z, UPCAST)
+            z, z_low = high_low(z, UPCAST)
         else:
-            z = _operand(z, UPCAST)
+            z = dot_operand(z, UPCAST)
         if NEED_INPUT or NEED_TAPS:
             dz8 = split8(dz)
-            dk = _times(dz8, v)
-            dv = _times(dz8, k)
-            _leave_edges(dk, k_edges + tile * EDGES, M, C)
-            _leave_edges(dv, v_edges + tile * EDGES, M, C)
+            dk = times(dz8, v)
+            dv = times(dz8, k)
+            leave_edges(dk, k_edges + tile * EDGES, M, C)
+            leave_edges(dv, v_edges + tile * EDGES, M, C)
             tl.debug_barrier()
-            ak = _featurizer_adjoint(
+            ak = featurizer_adjoint(
                 dk,
                 k_row,
                 k_tail,
@@ -419,7 +221,7 @@ def hyena_li_backward_kernel(
                 NEED_TAPS,
                 UPCAST,
             )
-            av = _featurizer_adjoint(
+            av = featurizer_adjoint(
                 dv,
                 v_row,
                 v_tail,
@@ -447,7 +249,7 @@ def hyena_li_backward_kernel(
         S, _ = chunk_states(
             u, tl.broadcast_to(entering[None, :], (8, NP)), decay1, decay8, decay64, from_left
         )
-        Sh, Sl = _operands(S, UPCAST)
+        Sh, Sl = high_low(S, UPCAST)
         if NEED_FILTER:
             if HAS_END:
                 tl.store(
@@ -465,16 +267,16 @@ def hyena_li_backward_kernel(
             to_pole = A * (tl.dot(z, U) + across[None, :] * S)
             # Rows 8 apart belong to one thread.
             to_pole = tl.sum(tl.reshape(to_pole, (M // 16, 2, 8, NP)), 1)
-            through_state = _here(through_state + to_pole, UPCAST)
+            through_state = here(through_state + to_pole, UPCAST)
         if NEED_INPUT or NEED_TAPS:
             y = tl.dot(z, Tl, acc=tl.dot(z, Th))
             y = tl.dot(Sh, Wh, acc=y)
             y = tl.dot(Sl, Wh, acc=y)
             y = tl.dot(Sh, Wl, acc=y)
-            dq = _times(_load8(dy_row, t0, L, M, C, RAGGED), split8(y))
-            _leave_edges(dq, q_edges + tile * EDGES, M, C)
+            dq = times(load8(dy_row, t0, L, M, C, RAGGED), split8(y))
+            leave_edges(dq, q_edges + tile * EDGES, M, C)
             tl.debug_barrier()
-            aq = _featurizer_adjoint(
+            aq = featurizer_adjoint(
                 dq,
                 q_row,
                 q_tail,
@@ -502,7 +304,7 @@ def hyena_li_backward_kernel(
         eight = ()
         for p in tl.static_range(8):
             eight = eight + (tl.reshape((aq + ak + av)[p], (2 * C, 1)),)
-        sums = tl.sum(_join(eight), 0)
+        sums = tl.sum(join(eight), 0)
         which = tl.arange(0, 8)
         taps = dfeaturizer + (b * 3 * D + c) * 3
         tl.store(taps + which // 3 * D * 3 + which % 3, sums)
@@ -538,16 +340,11 @@ def _end_pole_gradient(
 
     `S_end = lambda^r S + sum_j lambda^(r-1-j) z_j` for the r positions of the last chunk.
     """
-    B, L, W = qkv.shape
+    L = qkv.shape[1]
     length = (L - 1) % CHUNK + 1
     start = L - length
-    if start:
-        context = qkv[:, start - 2 : start]
-    else:
-        context = qkv.new_zeros(B, 2, W) if feature_tail is None else feature_tail
-    raw = torch.cat([context, qkv[:, start:]], 1).float()
-    taps = featurizer.float()
-    features = taps[:, 0] * raw[:, 2:] + taps[:, 1] * raw[:, 1:-1] + taps[:, 2] * raw[:, :-2]
+    context = qkv[:, start - 2 : start] if start else feature_tail
+    features, _ = short_conv_reference(qkv[:, start:], featurizer, context)
     _, k, v = features.chunk(3, dim=-1)
     left = torch.arange(length - 1, -1, -1, device=qkv.device, dtype=torch.float32)
     weights = left * torch.exp(log_poles[..., None].float() * left)  # [D, N, r]

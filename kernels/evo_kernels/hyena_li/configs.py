@@ -1,4 +1,4 @@
-"""Launch configurations of the Hyena-LI forward kernels."""
+"""Launch configurations of the Hyena-LI kernels."""
 
 from __future__ import annotations
 
@@ -15,5 +15,14 @@ register(
     {
         "sm_90": KernelConfig({"BD": 32}, num_warps=4, num_stages=1),
         "default": KernelConfig({"BD": 32}, num_warps=4, num_stages=1),
+    },
+)
+
+BACKWARD = "hyena_li_backward"
+register(
+    BACKWARD,
+    {
+        "sm_90": KernelConfig({"SPLIT_Z": 1}, num_warps=4, num_stages=1),
+        "default": KernelConfig({"SPLIT_Z": 1}, num_warps=4, num_stages=1),
     },
 )
