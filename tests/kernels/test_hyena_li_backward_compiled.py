@@ -70,7 +70,7 @@ def compile_for_hopper(folder: Path, **flags: object) -> tuple[str, int, str]:
     from evo_kernels.hyena_li.configs import BACKWARD
     from evo_kernels.launch import registered
 
-    config = registered()[BACKWARD]["sm_90"]
+    config = registered()[BACKWARD]["default"]
     sizes = {"D": 4096, "N": 16, "NP": 16, "C": 64, "M": 64, "RAGGED": False, "UPCAST": 0}
     constants = sizes | flags | dict(config.constants)
     signature = {}

@@ -7,9 +7,19 @@ four warps on a multiprocessor.
 
 from evo_kernels.launch import KernelConfig, register
 
-_FORWARD = KernelConfig({"I": 4, "U": 16, "BD": 64, "TILES": 4}, num_warps=4, max_registers=128)
-register("hyena_se_forward", {"sm_90": _FORWARD, "default": _FORWARD})
-_STEP = KernelConfig({"I": 1, "U": 16, "BD": 64, "TILES": 1}, num_warps=1)
-register("hyena_se_step_forward", {"sm_90": _STEP, "default": _STEP})
-_BACKWARD = KernelConfig({"I": 4, "U": 8, "BD": 32, "TILES": 16}, num_warps=4)
-register("hyena_se_backward", {"sm_90": _BACKWARD, "default": _BACKWARD})
+register(
+    "hyena_se_forward",
+    {
+        "default": KernelConfig(
+            {"I": 4, "U": 16, "BD": 64, "TILES": 4}, num_warps=4, max_registers=128
+        )
+    },
+)
+register(
+    "hyena_se_step_forward",
+    {"default": KernelConfig({"I": 1, "U": 16, "BD": 64, "TILES": 1}, num_warps=1)},
+)
+register(
+    "hyena_se_backward",
+    {"default": KernelConfig({"I": 4, "U": 8, "BD": 32, "TILES": 16}, num_warps=4)},
+)
