@@ -35,7 +35,7 @@ def leakage_report(corpus: Corpus, split: Split, *, k: int = K, scale: int = 1) 
     close to the part of the sequence that has a near copy there: a repeat, a strain, a plasmid.
 
     Args:
-        k: Length of the words, 1 to 32.
+        k: Length of the k-mers, 1 to 32.
         scale: 1 counts every k-mer (16 bytes of memory each); more, one in so many.
 
     Returns:

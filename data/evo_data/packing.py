@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def pack(sizes: Sequence[int], capacity: int, *, together: bool) -> list[list[int]]:
+def pack_stretches(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     """Distribute stretches over windows: longest first, each where it leaves the least room.
 
     Args:
@@ -19,8 +19,6 @@ def pack(sizes: Sequence[int], capacity: int, *, together: bool) -> list[list[in
         Indices of the stretches of each window.
     """
     order = np.argsort(-np.array(sizes, np.int64), kind="stable").tolist()
-    if not together:
-        return [[at] for at in sorted(order)]
     packs: list[list[int]] = []
     by_room: dict[int, list[int]] = {}  # packs with room for so many tokens more
     rooms: list[int] = []  # the keys, sorted

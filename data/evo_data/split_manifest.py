@@ -31,16 +31,12 @@ def write_split(
     Raises:
         EvoDataError: if the file exists and `force` is not given, or cannot be written.
     """
-    parts = {
-        part: [
-            [corpus.genomes[record.genome].name, record.name, record.length, start, stop]
-            for record, start, stop in (
-                (corpus.records[segment.record], segment.start, segment.stop)
-                for segment in segments
-            )
-        ]
-        for part, segments in split.parts().items()
-    }
+
+    def row(segment: Segment) -> list[str | int]:
+        record = corpus.records[segment.record]
+        genome = corpus.genomes[record.genome]
+        return [genome.name, record.name, record.length, segment.start, segment.stop]
+
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -53,8 +49,8 @@ def write_split(
     # A line for each segment: a file that can be read, compared and searched.
     head = json.dumps(content, indent=1).removesuffix("{}\n}")
     body = ",\n".join(
-        f"  {json.dumps(part)}: [" + ",".join(f"\n   {json.dumps(row)}" for row in rows) + "]"
-        for part, rows in parts.items()
+        f'  "{part}": [' + ",".join(f"\n   {json.dumps(row(segment))}" for segment in rows) + "]"
+        for part, rows in split.parts().items()
     )
     with atomic_output(path, force=force) as temporary:
         temporary.write_text(f"{head}{{\n{body}\n }}\n}}\n", encoding="utf-8")
@@ -99,11 +95,7 @@ def read_split(path: Path | str, corpus: Corpus) -> Split:
                     )
                 parts[part].append(Segment(at, int(start), int(stop)))
         return checked_split(corpus, parts, dict(content.get("method", {})))
-    except (KeyError, TypeError, AttributeError) as error:
+    except SplitError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise SplitError(f"{path}: damaged ({error}); split again") from error
-    except ValueError as error:
-        raise (
-            error
-            if isinstance(error, SplitError)
-            else SplitError(f"{path}: damaged ({error}); split again")
-        ) from error

@@ -27,6 +27,8 @@ PARTS = ("train", "val", "test")
 BLOCK = 65_536
 """Length of the stretches that `split_by_blocks` holds out, in bases."""
 
+# What a keyed choice is for; part of the key, and so never to be changed.
+_BY_CLUSTER, _BY_BLOCK = 11, 12
 _SCAN = 1 << 24
 # What a prepared corpus has for everything that is no base. Tags of documents are no gaps.
 _IS_KNOWN = np.ones(256, bool)
@@ -153,7 +155,8 @@ def split_by_clusters(
             f"the corpus has {len(clusters)} cluster(s) of genomes, too few for "
             f"{len(wanted) + 1} parts; split it by contig or by blocks"
         )
-    order = [clusters[permute(at, len(clusters), (seed, _BY_CLUSTER))] for at in range(len(clusters))]  # fmt: skip
+    ranks = permute(np.arange(len(clusters)), len(clusters), (seed, _BY_CLUSTER))
+    order = [clusters[rank] for rank in ranks]
     part_of_cluster: dict[int, str] = {}
     for part, bases in wanted.items():
         left = [cluster for cluster in order if cluster not in part_of_cluster]
@@ -221,8 +224,8 @@ def split_by_blocks(
             f"the corpus has only {len(blocks)} block(s) to split; give more genomes or smaller shares"
         )
     parts: dict[str, list[Segment]] = {part: [] for part in PARTS}
-    for at, segment in enumerate(blocks):
-        rank = permute(at, len(blocks), (seed, _BY_BLOCK))
+    ranks = permute(np.arange(len(blocks)), len(blocks), (seed, _BY_BLOCK))
+    for rank, segment in zip(ranks, blocks, strict=True):
         part = "val" if rank < num_val else "test" if rank < num_val + num_test else "train"
         joined = parts[part]
         if joined and joined[-1].record == segment.record and joined[-1].stop == segment.start:
@@ -270,10 +273,6 @@ def split_by_bed(
         "margin": margin,
     }
     return checked_split(corpus, {"train": train, **held}, method)
-
-
-# What a keyed choice is for; part of the key.
-_BY_CLUSTER, _BY_BLOCK = 11, 12
 
 
 def _check_fractions(val: float, test: float) -> None:

@@ -30,7 +30,7 @@ from evo_data.alphabet import complement_table
 from evo_data.corpus import Corpus
 from evo_data.errors import EvoDataError
 from evo_data.mixing import GOLDEN, MASK
-from evo_data.packing import pack
+from evo_data.packing import pack_stretches
 from evo_data.permutation import keyed_hash, permute
 from evo_data.splits import Segment, whole_records
 from evo_data.tags import has_control_letters, tag_mask
@@ -92,7 +92,7 @@ class Window:
     group: int
 
 
-class _Class(NamedTuple):
+class _Stratum(NamedTuple):
     """Windows of equal weight and group: whole ones of a range of segments, then packs.
 
     Attributes:
@@ -165,7 +165,8 @@ class TrainingWindows:
             pack_short: Whether rests and short records share windows; else each has its own.
             soft_mask_weight: Weight of a lower-case target.
             tags: Text by name of genome that is put before each of its stretches, without weight,
-                such as a lineage between bars (upper-cased like all tokens). Whole windows hold that many bases less.
+                such as a lineage between bars (upper-cased like all tokens). Whole windows hold that
+                many bases less.
             groups: Names in which `Window.group` counts; None means those of the corpus, sorted.
 
         Raises:
@@ -243,38 +244,23 @@ class TrainingWindows:
     def _plan(
         self, segments: Sequence[Segment], genome_weights: list[float], pack_short: bool
     ) -> None:
-        stride = self._stride
-        chosen: dict[tuple[int, float], list[Segment]] = {}
-        group_of = {name: at for at, name in enumerate(self.groups)}
-        used = 0
-        for segment in segments:
-            record = self.corpus.records[segment.record]
-            weight = genome_weights[record.genome]
-            if not 0 <= segment.start <= segment.stop <= record.length:
-                raise EvoDataError(
-                    f"segment [{segment.start}, {segment.stop}) is not within record "
-                    f"{record.name} of {record.length} bases"
-                )
-            if segment.stop - segment.start < 2 or weight == 0:
-                continue
-            used += 1
-            group = group_of[self.corpus.genomes[record.genome].group]
-            chosen.setdefault((group, weight), []).append(segment)
-        self.num_left_out = len(segments) - used
-        if not used:
+        """Lay out the strata, each with its whole windows before its packs."""
+        chosen = self._by_weight(segments, genome_weights)
+        kept = [segment for part in chosen.values() for segment in part]
+        self.num_left_out = len(segments) - len(kept)
+        if not kept:
             raise EvoDataError(
                 f"no window can be cut: of {len(segments)} stretches of bases none has two or more "
                 "and a weight above 0; give more genomes"
             )
-        kept = [segment for part in chosen.values() for segment in part]
         self._record = np.array([segment.record for segment in kept], np.int64)
         self._start = np.array([segment.start for segment in kept], np.int64)
         targets = np.array([segment.stop - segment.start - 1 for segment in kept], np.int64)
-        self._whole, self._rest = targets // stride, targets % stride
+        self._whole, self._rest = targets // self._stride, targets % self._stride
         self.num_targets = int(targets.sum())
 
-        self._classes: list[_Class] = []
-        self._class_ends: list[int] = []
+        self._strata: list[_Stratum] = []
+        self._stratum_ends: list[int] = []
         pack_sizes: list[int] = []
         packed: list[int] = []  # segments whose rests lie in the packs, pack after pack
         first = end = 0
@@ -282,11 +268,14 @@ class TrainingWindows:
             whole = self._whole[first : first + len(part)]
             rests = first + np.flatnonzero(self._rest[first : first + len(part)])
             sizes = self._rest[rests] + 1 + self._tag_sizes(rests)
-            packs = pack(sizes.tolist(), self.context_length + 1, together=pack_short)
+            if pack_short:
+                packs = pack_stretches(sizes.tolist(), self.context_length + 1)
+            else:
+                packs = [[at] for at in range(rests.size)]
             step = max(1, round(weight * _UNIT))
             num_windows = int(whole.sum()) + len(packs)
-            self._classes.append(
-                _Class(
+            self._strata.append(
+                _Stratum(
                     group=group,
                     first_segment=first,
                     whole_before=np.concatenate(([0], np.cumsum(whole))),
@@ -298,12 +287,12 @@ class TrainingWindows:
             pack_sizes += [len(pack) for pack in packs]
             packed += [int(rests[at]) for pack in packs for at in pack]
             end += num_windows * step
-            self._class_ends.append(end)
+            self._stratum_ends.append(end)
             first += len(part)
         self._pack_before = np.concatenate(([0], np.cumsum(np.array(pack_sizes, np.int64))))
         self._packed = np.array(packed, np.int64)
         self.num_packed = len(pack_sizes)
-        self.num_windows = sum(c.num_windows for c in self._classes)
+        self.num_windows = sum(stratum.num_windows for stratum in self._strata)
         self._total = end
         self._epoch_length = max(1, (end + _UNIT // 2) // _UNIT)
         if self._epoch_length > _MOST_WINDOWS:
@@ -312,11 +301,30 @@ class TrainingWindows:
                 "often a window comes in an epoch: give smaller ones"
             )
 
+    def _by_weight(
+        self, segments: Sequence[Segment], genome_weights: list[float]
+    ) -> dict[tuple[int, float], list[Segment]]:
+        """Return the segments that windows can be cut from, by group and weight."""
+        group_of = {name: at for at, name in enumerate(self.groups)}
+        chosen: dict[tuple[int, float], list[Segment]] = {}
+        for segment in segments:
+            record = self.corpus.records[segment.record]
+            weight = genome_weights[record.genome]
+            if not 0 <= segment.start <= segment.stop <= record.length:
+                raise EvoDataError(
+                    f"segment [{segment.start}, {segment.stop}) is not within record "
+                    f"{record.name} of {record.length} bases"
+                )
+            if segment.stop - segment.start >= 2 and weight > 0:
+                group = group_of[self.corpus.genomes[record.genome].group]
+                chosen.setdefault((group, weight), []).append(segment)
+        return chosen
+
     def _digest(self) -> str:
         settings = (self.context_length, self._stride, self.strands, self.seed, self.shuffle, self.shift)  # fmt: skip
         digest = sha256(repr((_content(self.corpus), settings, self._total)).encode())
-        for part in self._classes:
-            digest.update(repr((part.num_windows, part.step)).encode())
+        for stratum in self._strata:
+            digest.update(repr((stratum.num_windows, stratum.step)).encode())
         for array in (self._record, self._start, self._whole, self._rest, self._packed):
             digest.update(array.tobytes())
         return digest.hexdigest()
@@ -335,20 +343,17 @@ class TrainingWindows:
         # Points at equal distances on a line on which each window takes as much as it weighs.
         offset = keyed_hash((self.seed, _FOR_CHOICE)) + epoch * GOLDEN & MASK
         point = (k * self._total + (offset * self._total >> 64)) // self._epoch_length
-        at = bisect_right(self._class_ends, point)
-        inside = self._classes[at]
-        index = (point - (self._class_ends[at - 1] if at else 0)) // inside.step
-        whole = int(inside.whole_before[-1])
-        if index < whole:
-            below = int(np.searchsorted(inside.whole_before, index, side="right")) - 1
-            return inside.group, [
-                self._whole_window(
-                    epoch, inside.first_segment + below, index - int(inside.whole_before[below])
-                )
-            ]
-        pack = inside.first_pack + index - whole
+        at = bisect_right(self._stratum_ends, point)
+        stratum = self._strata[at]
+        index = (point - (self._stratum_ends[at - 1] if at else 0)) // stratum.step
+        num_whole = int(stratum.whole_before[-1])
+        if index < num_whole:
+            below = int(np.searchsorted(stratum.whole_before, index, side="right")) - 1
+            segment, number = stratum.first_segment + below, index - stratum.whole_before[below]
+            return stratum.group, [self._whole_window(epoch, segment, int(number))]
+        pack = stratum.first_pack + index - num_whole
         members = self._packed[self._pack_before[pack] : self._pack_before[pack + 1]]
-        return inside.group, [self._rest_of(epoch, int(segment)) for segment in members]
+        return stratum.group, [self._rest_of(epoch, int(segment)) for segment in members]
 
     def _windows_before_rest(self, epoch: int, segment: int) -> int:
         whole = int(self._whole[segment])
@@ -453,4 +458,4 @@ def _refuse_unknown(given: Mapping[str, object], known: Sequence[str], what: str
     unknown = sorted(set(given) - set(known))
     if unknown:
         some = ", ".join(known[:8]) + (", ..." if len(known) > 8 else "")
-        raise EvoDataError(f"{what} names {unknown[0]!r}, which the corpus has not; it has {some}")
+        raise EvoDataError(f"{what}: {unknown[0]!r} is not in the corpus, which has {some}")

@@ -49,7 +49,7 @@ _NOTICEABLE = 0.10
     "--margin", type=int, metavar="BASES",
     help="By bed: bases on either side of an interval that are used for nothing. [default: 0]",
 )  # fmt: skip
-@click.option("-k", type=int, default=31, show_default=True, help="Length of the words compared.")
+@click.option("-k", type=click.IntRange(1, 32), default=31, show_default=True, help="Length of the k-mers compared.")  # fmt: skip
 @click.option("--no-leakage", is_flag=True, help="Do not compare the parts.")
 @click.option("--force", is_flag=True, help="Replace FILE.")
 @quiet_option
@@ -72,7 +72,7 @@ def split_command(
 ) -> None:
     """Split CORPUS for training, validation and testing, and say what the parts share.
 
-    Compared are the distinct 31-mers of either strand: a validation sequence whose words stand in
+    Compared are the distinct k-mers of either strand: a validation sequence whose k-mers occur in
     the training part too is recognised, not predicted. The comparison reads the whole corpus (about
     15 seconds for 300 million bases).
     """
@@ -105,8 +105,6 @@ def split_command(
             raise UsageError(
                 f"{name} does not go with --by {by}, which takes {', '.join(sorted(takes))}"
             )
-    if k < 1 or k > 32:
-        raise UsageError(f"-k {k} is not possible; give 1 to 32")
     check_output(output, force=force)
     opened = Corpus.open(corpus)
     fractions = {"val_fraction": val_fraction or 0.0, "test_fraction": test_fraction or 0.0}
@@ -153,7 +151,7 @@ def _report_leakage(leakage: Sequence[Leakage], k: int) -> None:
         click.echo(text)
         if whole.shared >= _NOTICEABLE:
             click.echo(
-                f"Warning: {whole.part} is in large part known from {whole.against}; results on it "
-                "are no measure for other genomes: hold out whole clusters, or more distant genomes",
+                f"Warning: much of {whole.part} is also in {whole.against}, so results on it do not "
+                "carry over to other genomes; hold out whole clusters, or more distant genomes",
                 err=True,
             )

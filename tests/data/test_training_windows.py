@@ -12,7 +12,7 @@ import pytest
 from evo_data.alphabet import reverse_complement
 from evo_data.corpus import Corpus
 from evo_data.errors import EvoDataError
-from evo_data.packing import pack
+from evo_data.packing import pack_stretches
 from evo_data.splits import Segment
 from evo_data.tags import tag_mask
 from evo_data.training_windows import EOD, PAD, TrainingWindows, Window
@@ -143,7 +143,7 @@ def test_pack_loses_nothing_and_wastes_little(seed: int) -> None:
     rng = np.random.default_rng(seed)
     capacity = int(rng.integers(3, 60))
     sizes = rng.integers(2, capacity + 1, int(rng.integers(0, 80))).tolist()
-    packs = pack(sizes, capacity, together=True)
+    packs = pack_stretches(sizes, capacity)
     assert sorted(at for pack in packs for at in pack) == list(range(len(sizes)))
     used = [sum(sizes[at] for at in pack) + len(pack) - 1 for pack in packs]
     assert all(tokens <= capacity for tokens in used)
@@ -318,8 +318,8 @@ def test_a_corpus_shorter_than_a_window_is_one_window(make_corpus: Any, length: 
         ([b"ACGT"], {"weights": {"g0": -1}}, "from 0 to 1000000"),
         ([b"ACGT"], {"weights": {"g0": float("nan")}}, "weight of g0 is nan"),
         ([b"ACGT"], {"weights": {"g0": float("inf")}}, "weight of g0 is inf"),
-        ([b"ACGT"], {"weights": {"g7": 1}}, "weights names 'g7', which the corpus has not"),
-        ([b"ACGT"], {"tags": {"g7": "x"}}, "tags names 'g7'"),
+        ([b"ACGT"], {"weights": {"g7": 1}}, "weights: 'g7' is not in the corpus, which has g0"),
+        ([b"ACGT"], {"tags": {"g7": "x"}}, "tags: 'g7' is not in"),
         ([b"ACGT"], {"context_length": 0}, "context_length 0 is too small"),
         ([b"ACGT"], {"strands": "backward"}, "strands 'backward' is not known"),
         ([b"ACGT"], {"soft_mask_weight": 2}, "not within 0 to 1"),
