@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-from evo_kernels import attention_two_segment
+from evo_kernels import attention_two_segment, cudnn
 from evo_kernels.rotary import rotary
 from evo_toolkit.model.config import StripedHyena2Config
 from evo_toolkit.model.precision import PrecisionPolicy
@@ -17,11 +17,6 @@ from evo_toolkit.model.state import AttentionState
 
 # Queries per call when a chunk continues a sequence: bounds the mask at [block, keys].
 _QUERY_BLOCK = 512
-# cuDNN plans for 40 ms whenever it sees a new shape: with fewer pairs of positions flash attention,
-# which takes twice as long, loses less.
-_PLANNED_PAIRS = 2**22
-# Pairs of queries and earlier keys from which two calls, one without a mask, beat one.
-_SPLIT_PAIRS = 2**27
 _SHORT_BACKENDS = [
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
@@ -56,14 +51,14 @@ def _causal_fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`_causal` on a GPU in half precision, by the fused call that is fastest for the sizes."""
     (B, L), S = q.shape[:2], k.shape[1]
     before = S - L
-    if before and B == 1 and L * before >= _SPLIT_PAIRS and not torch.is_grad_enabled():
-        # Over the keys before this chunk no mask is needed, which leaves a choice of kernels.
+    if before and B == 1 and L * before >= cudnn.NEW_SHAPE and not torch.is_grad_enabled():
+        # Over the keys before this chunk no mask is needed, so that cuDNN can take them.
         return attention_two_segment(q, k[:, :before], v[:, :before], k[:, before:], v[:, before:])
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if before:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=causal_lower_right(L, S))
     else:
-        planned = B * L * L >= _PLANNED_PAIRS and torch.cuda.get_device_capability(q.device)[0] >= 9
+        planned = cudnn.worth_planning(q.device, B * L * L // 2, cudnn.RECURRING_SHAPE)
         with sdpa_kernel(_LONG_BACKENDS if planned else _SHORT_BACKENDS, set_priority=True):
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return y.transpose(1, 2)
@@ -80,14 +75,6 @@ def _causal_through_rounded_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     hidden = torch.full((L, S), -10_000.0, device=q.device).triu(S - L + 1)
     weights = torch.softmax(scores + hidden.to(scores.dtype), dim=-1)
     return torch.einsum("bhls,bshe->blhe", weights, v)
-
-
-def _starts(state: AttentionState | None, filled: int) -> tuple[int, ...]:
-    """Position of a chunk's first token in its sequence: one for all rows, or one for each."""
-    if state is None or state.prefix_k is None:
-        return (filled,)
-    prefixes = state.prefix_k if isinstance(state.prefix_k, tuple) else (state.prefix_k,)
-    return tuple(filled + prefix.shape[1] for prefix in prefixes)
 
 
 def _append(buffer: Tensor, filled: int, new: Tensor, capacity: int) -> Tensor:
@@ -133,55 +120,27 @@ class Attention(nn.Module):
         B, L, C = qkv.shape
         q, k, v = (x.reshape(B, L, self.num_heads, -1) for x in qkv.chunk(3, dim=-1))
         filled = 0 if state is None else int(state.length)
-        q, k = self._rotated(q, k, _starts(state, filled))
+        prefix = 0 if state is None or state.prefix_k is None else state.prefix_k.shape[1]
+        start = prefix + filled
+        positions = torch.arange(start, start + L, device=qkv.device)
+        cos, sin = rotary_table(
+            positions, self.inv_freq, self.interpolation, self.policy.rounding,
+            torch.promote_types(q.dtype, torch.float32),
+        )  # fmt: skip
+        q, k = rotary(q, k, cos, sin, backend=self.policy.backend)
         if state is None:
             new_state = self._first_state(k, v) if return_state else None
             y = self._attend(q, k, v, cached=return_state)
         else:
-            own_k, own_v, new_state = k, v, None
-            if return_state or filled:
-                new_state = self._extend(state, filled, k, v)
-                own_k, own_v = new_state.k[:, : filled + L], new_state.v[:, : filled + L]
+            new_state = self._extend(state, filled, k, v)
+            own_k, own_v = new_state.k[:, : filled + L], new_state.v[:, : filled + L]
             if state.prefix_k is None or state.prefix_v is None:
                 y = self._attend(q, own_k, own_v, cached=True)
             else:
-                y = self._continue(q, state.prefix_k, state.prefix_v, own_k, own_v)
+                y = attention_two_segment(
+                    q, state.prefix_k, state.prefix_v, own_k, own_v, backend=self.policy.backend
+                )
         return y.reshape(B, L, C // 3), new_state if return_state else None
-
-    def _rotated(self, q: Tensor, k: Tensor, starts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Rotate queries and keys; `starts` has one first position for all rows, or one for each."""
-        L, dtype = q.shape[1], torch.promote_types(q.dtype, torch.float32)
-        tables = {
-            start: rotary_table(
-                torch.arange(start, start + L, device=q.device),
-                self.inv_freq, self.interpolation, self.policy.rounding, dtype,
-            )
-            for start in set(starts)
-        }  # fmt: skip
-        if len(tables) == 1:
-            return rotary(q, k, *tables[starts[0]], backend=self.policy.backend)
-        rows = [
-            rotary(q_row, k_row, *tables[start], backend=self.policy.backend)
-            for q_row, k_row, start in zip(q.split(1), k.split(1), starts, strict=True)
-        ]
-        return torch.cat([q for q, _ in rows]), torch.cat([k for _, k in rows])
-
-    def _continue(
-        self,
-        q: Tensor,
-        prefix_k: Tensor | tuple[Tensor, ...],
-        prefix_v: Tensor | tuple[Tensor, ...],
-        k: Tensor,
-        v: Tensor,
-    ) -> Tensor:
-        """Attention over prefixes and own positions."""
-        backend = self.policy.backend
-        if not isinstance(prefix_k, tuple):
-            assert isinstance(prefix_v, Tensor)
-            return attention_two_segment(q, prefix_k, prefix_v, k, v, backend=backend)
-        # Row by row: a call for all rows of one prefix would round by how many they are.
-        rows = zip(q.split(1), prefix_k, prefix_v, k.split(1), v.split(1), strict=True)
-        return torch.cat([attention_two_segment(*row, backend=backend) for row in rows])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, *, cached: bool) -> Tensor:
         if cached and self.policy.rounding is not None:

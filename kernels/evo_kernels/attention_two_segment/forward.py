@@ -11,19 +11,17 @@ import triton.language as tl
 from torch import Tensor
 
 import evo_kernels.attention_two_segment.configs  # noqa: F401  (fills the launch table)
+from evo_kernels import cudnn
 from evo_kernels.attention_two_segment.reference import attention_with_lse
 from evo_kernels.launch import on_its_device, select
-
-# Batch x queries x keys above which cuDNN's speed outweighs the 40 ms that it plans for every shape.
-_CUDNN_PAIRS = 2**27
 
 
 def prefers_cudnn(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> bool:
     """Whether cuDNN's attention is right and faster for these `[B, H, L, E]` tensors."""
     pairs = q.shape[0] * q.shape[2] * k.shape[2] // (2 if causal else 1)
-    if pairs < _CUDNN_PAIRS or (causal and q.shape[2] != k.shape[2]):
+    if causal and q.shape[2] != k.shape[2]:
         return False  # its causal mask is aligned with the first query and the first key
-    if torch.cuda.get_device_capability(q.device)[0] < 9:
+    if not cudnn.worth_planning(q.device, pairs, cudnn.NEW_SHAPE):
         return False
     parameters = torch.backends.cuda.SDPAParams(q, k, v, None, 0.0, causal, False)
     return torch.backends.cuda.can_use_cudnn_attention(parameters)
