@@ -56,6 +56,13 @@ if TYPE_CHECKING:
     help="How windows are placed and read. exact: a window for every place, what its alleles share is read once. shared: variants within 1/16 of a window share one (faster; up to that much more context before a variant, less behind). full: every window read whole. Default: exact; full with --precision vortex.",
 )
 @click.option(
+    "--suffix",
+    metavar="full|BASES",
+    default="full",
+    show_default=True,
+    help="Bases that are read of each allele from the variant on. Fewer are faster, and an approximation: what the variant changes behind them is left out.",
+)
+@click.option(
     "--strands",
     type=click.Choice(["both", "fwd", "rc"]),
     default="both",
@@ -160,6 +167,7 @@ def score(
     allow_inaccurate: bool,
     window: int | None,
     window_mode: str | None,
+    suffix: str,
     strands: str,
     max_allele: int,
     apply_filters: str | None,
@@ -202,6 +210,9 @@ def score(
     from evo_toolkit.variants.run import open_variants
 
     name = require_model(model)
+    if not suffix.isdecimal() and suffix != "full":
+        raise UsageError(f"--suffix {suffix!r} is neither full nor a number of bases")
+    suffix_bases = None if suffix == "full" else int(suffix)
     variants, genome = _inputs(inputs, variant_texts)
     files = [file for file in (variants, genome, regions_file, contig_aliases) if file]
     format = check_output(output, output_type, force, inputs=files)
@@ -244,7 +255,7 @@ def score(
         )
         command = None if no_version else f"{PROGRAM} {shlex.join(sys.argv[1:])}"
         run = ScoringRun(
-            loaded, reference, found, window=window, window_mode=window_mode, strands=strands,
+            loaded, reference, found, window=window, window_mode=window_mode, suffix=suffix_bases, strands=strands,
             max_allele=max_allele, allow_out_of_domain=allow_out_of_domain, command=command,
         )  # fmt: skip
         say.estimated(run)

@@ -27,6 +27,7 @@ def score_variants(
     *,
     window: int | None = None,
     window_mode: str | None = None,
+    suffix: int | None = None,
     strands: str = "both",
     max_allele: int = DEFAULT_MAX_ALLELE,
     filters: Sequence[str] | None = None,
@@ -45,6 +46,8 @@ def score_variants(
         window_mode: "exact" (a window for every place, what alleles share is read once), "shared"
             (near variants share one window; faster) or "full" (every window read whole); None is
             "exact", and "full" for a model that reproduces the released rounding.
+        suffix: Read so many bases of each allele from the variant on; None reads all. Faster, and an
+            approximation.
         strands: "both" (averaged), "fwd" or "rc".
         max_allele: Longest allele that is scored, in bases.
         filters: FILTER values to keep, such as ["PASS", "."]; None keeps every record.
@@ -75,6 +78,7 @@ def score_variants(
             opened,
             window=window,
             window_mode=window_mode,
+            suffix=suffix,
             strands=strands,
             max_allele=max_allele,
             allow_out_of_domain=allow_out_of_domain,

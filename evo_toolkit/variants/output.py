@@ -195,6 +195,7 @@ def metadata_lines(run: RunInfo, info_prefix: str = "EVO") -> list[str]:
         "Device": run.device,
         "Window": str(run.window),
         "WindowMode": run.window_mode,
+        **({} if run.suffix is None else {"Suffix": str(run.suffix)}),
         "Strands": run.strands,
         "Shapes": ",".join(f"{rows}x{length}" for rows, length in run.shapes),
         "InfoPrefix": info_prefix,

@@ -40,16 +40,18 @@ LogProbs = NDArray[np.float32]
 
 WINDOW_MODES: dict[str, str] = {
     "exact": "a window for every place; what its alleles share is read once",
-    "shared": "variants within 1/16 of a window share one",
+    "shared": "variants within 1/32 of a window share one",
     "full": "every window read whole",
 }
 """How windows are placed and read."""
 
 # Forwards over alternates per call: the last one of each shape is padded, and more of them dilute
 # that; fewer hold less in memory.
-_FORWARDS_PER_CALL = 16
+_FORWARDS_PER_CALL = 32
+# On a GPU, models at least this wide are busy with fewer rows, which leave less padding.
+_WIDE, _WIDE_SHARE = 2048, 4
 # Windows that variants share begin at multiples of this part of their length.
-_SHARED_PART = 16
+_SHARED_PART = 32
 # There, one split per so many parts of the middle region.
 _SPLITS_PER_STEP = 8
 
@@ -69,7 +71,10 @@ class WindowGroup:
 
 
 class LogProbPair(NamedTuple):
-    """Log-probabilities of a reference and an alternate, nats, `[n]` each; entry 0 is NaN."""
+    """Log-probabilities of a reference and an alternate, nats; entry 0 is NaN.
+
+    `[n]` each, or as far as the alleles were read where suffixes are cut short.
+    """
 
     ref: LogProbs
     alt: LogProbs
@@ -98,7 +103,9 @@ class TokenCount:
         """One line for a summary."""
         line = f"{self.tokens:,} tokens through the model"
         if self.tokens != self.whole:
-            line += f", {self.whole / self.tokens:.2f} times fewer than whole windows take"
+            line += (
+                f", {self.whole / self.tokens:.2f} times fewer than for these windows read whole"
+            )
         return line
 
 
@@ -107,15 +114,17 @@ class WindowRunner(Protocol):
 
     Attributes:
         mode: Its name among `WINDOW_MODES`.
+        suffix: Bases that are read of each allele, or None for all.
         window: Longest window, in bases.
         step: Where windows may begin (`evo_data.windows.variant_windows`).
-        windows_per_call: How many windows a call should hold so that few rows are padding.
+        windows_per_call: How many windows a call should hold at most, for few rows of padding.
         count: Of all calls so far.
     """
 
     mode: str
     window: int
     step: int
+    suffix: int | None
     count: TokenCount
 
     @property
@@ -143,6 +152,7 @@ class WholeWindows:
         self.runner = runner
         self.window = runner.shape[1]
         self.step = 1
+        self.suffix: int | None = None
         self.count = TokenCount()
         self._seconds = 0.0
 
@@ -201,8 +211,8 @@ class _Split:
     position: int
     suffixes: dict[bytes, _Suffix] = field(default_factory=dict)
 
-    def add(self, tokens: Tokens) -> _Suffix:
-        suffix = tokens[self.position :]
+    def add(self, tokens: Tokens, stop: int) -> _Suffix:
+        suffix = tokens[self.position : stop]
         return self.suffixes.setdefault(suffix.tobytes(), _Suffix(suffix))
 
 
@@ -269,7 +279,13 @@ class ReusedPrefixes:
     """
 
     def __init__(
-        self, model: StripedHyena2, window: int, *, step: int = 1, rows: int | None = None
+        self,
+        model: StripedHyena2,
+        window: int,
+        *,
+        step: int = 1,
+        suffix: int | None = None,
+        rows: int | None = None,
     ) -> None:
         """Prepare.
 
@@ -277,23 +293,32 @@ class ReusedPrefixes:
             window: Longest window, in bases.
             step: Forks lie at `window // 2` and less than `step` behind it where windows are
                 shared; 1 where every variant has its own.
+            suffix: Read so many bases of each allele from its split on; None reads all.
             rows: Of every forward; None chooses by device and length.
         """
         self.model = model
         self.mode = "exact" if step == 1 else "shared"
         self.window = window
         self.step = step
+        self.suffix = suffix
         self._middle = window // 2
         self.chunk = max(1, step // _SPLITS_PER_STEP)
         self.num_splits = -(-step // self.chunk)
         self._whole = LogProbRunner(model, window, rows)
         self._prefix_shape = self._shape(self._middle, rows)
-        self._suffix_shape = self._shape(window - self._middle, rows)
+        self._suffix = min(suffix or window, window - self._middle)
+        self._cut = suffix is not None
+        self._suffix_shape = self._shape(self._suffix, rows)
         self.count = TokenCount()
         self._prefix_seconds = self._suffix_seconds = 0.0
 
     def _shape(self, length: int, rows: int | None) -> tuple[int, int]:
-        return rows or default_rows(length, self.model.device), length
+        if rows is None:
+            device = self.model.device
+            rows = default_rows(length, device)
+            if device.type == "cuda" and self.model.config.width >= _WIDE:
+                rows = max(1, rows // _WIDE_SHARE)
+        return rows, length
 
     @property
     def windows_per_call(self) -> int:
@@ -313,7 +338,10 @@ class ReusedPrefixes:
             return 0
         last = min(fork, length - 1)  # of equal windows, which fork at their end, too
         chunks = min((last - self._middle) // self.chunk, self.num_splits - 1)
-        return self._middle + chunks * self.chunk
+        split = self._middle + chunks * self.chunk
+        # Too far from the fork (in a repeat, near the end of a contig), a cut suffix misses it.
+        missed = self._cut and fork < length and fork - split > self._suffix // 2
+        return 0 if missed else split
 
     def _plan(self, groups: Sequence[WindowGroup]) -> _Plan:
         plan = _Plan()
@@ -323,10 +351,13 @@ class ReusedPrefixes:
             for alt, fork in group.alts:
                 position = self.split(fork, len(alt))
                 prefix, split = None, plan.whole
+                stop = (position or min(fork, len(alt))) + self._suffix if self._cut else len(alt)
                 if position:
                     prefix = plan.prefixes.setdefault(key, _Prefix(group.ref))
                     split = prefix.splits.setdefault(position, _Split(position))
-                alleles.append(_Allele(prefix, position, split.add(group.ref), split.add(alt)))
+                alleles.append(
+                    _Allele(prefix, position, split.add(group.ref, stop), split.add(alt, stop))
+                )
             plan.alleles.append(alleles)
         return plan
 
@@ -396,13 +427,13 @@ class ReusedPrefixes:
             for prefix in plan.prefixes.values():
                 for tokens, fork in alts:
                     split = self.split(fork, len(tokens))
-                    prefix.splits.setdefault(split, _Split(split)).add(tokens)
+                    prefix.splits.setdefault(split, _Split(split)).add(tokens, split + self._suffix)
             if self._fits(plan):
                 break
             self._halve()
             rows = self._prefix_shape[0]
         one = _Prefix(ref, {self._middle: _Split(self._middle)})
-        one.splits[self._middle].add(alt)
+        one.splits[self._middle].add(alt, self._middle + self._suffix)
         start = time.perf_counter()
         with torch.inference_mode():
             waiting = self._read_prefixes([one])
@@ -480,22 +511,30 @@ class ReusedPrefixes:
         return torch.from_numpy(padded(tokens, shape)).to(self.model.device)
 
 
-def window_runner(model: StripedHyena2, window: int, mode: str | None = None) -> WindowRunner:
+def window_runner(
+    model: StripedHyena2, window: int, mode: str | None = None, suffix: int | None = None
+) -> WindowRunner:
     """What runs windows in one of `WINDOW_MODES`.
 
     Args:
         window: Longest window, in bases.
         mode: None is "exact", and "full" under a policy that rounds as the released implementation,
             whose forward with caches rounds otherwise than the one without.
+        suffix: Bases to read of each allele, or None for all; an approximation.
 
     Raises:
-        UsageError: for an unknown mode, or one that does not go with the model's precision.
+        UsageError: for an unknown mode, or one that does not go with the model's precision or with
+            a suffix.
     """
     rounds = model.policy.rounding is not None
     if mode is None:
         mode = "full" if rounds else "exact"
     if mode not in WINDOW_MODES:
         raise UsageError(f"window mode {mode!r} is not known; use one of {', '.join(WINDOW_MODES)}")
+    if suffix is not None and (suffix < 1 or mode == "full"):
+        raise UsageError(
+            f"suffix {suffix} with window mode {mode!r} cannot be; give at least 1 base, with window mode exact or shared"
+        )
     if mode == "full":
         return WholeWindows(LogProbRunner(model, window))
     if rounds:
@@ -503,7 +542,7 @@ def window_runner(model: StripedHyena2, window: int, mode: str | None = None) ->
             f"window mode {mode!r} continues from states, which the released implementation rounds in another way; use --window-mode full with precision {model.policy.name}"
         )
     step = max(1, window // _SHARED_PART) if mode == "shared" else 1
-    return ReusedPrefixes(model, window, step=step)
+    return ReusedPrefixes(model, window, step=step, suffix=suffix)
 
 
 def _batches(prefixes: Sequence[_Prefix], rows: int) -> Iterator[Sequence[_Prefix]]:

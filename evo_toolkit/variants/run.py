@@ -251,6 +251,7 @@ class ScoringRun:
         *,
         window: int | None = None,
         window_mode: str | None = None,
+        suffix: int | None = None,
         strands: str = "both",
         max_allele: int = DEFAULT_MAX_ALLELE,
         allow_out_of_domain: bool = False,
@@ -262,6 +263,7 @@ class ScoringRun:
             window: Bases per window; None is the model's `default_window`.
             window_mode: One of `evo_toolkit.variants.reuse.WINDOW_MODES`; None is "exact", and
                 "full" for a model that reproduces the released rounding.
+            suffix: Bases to read of each allele, or None for all; an approximation.
             strands: "both", "fwd" or "rc".
             max_allele: Longest allele that is scored, in bases.
             allow_out_of_domain: Consent to score a genome that the model was not trained for.
@@ -274,7 +276,7 @@ class ScoringRun:
         domain_note = check_domain(model.config, genome.lengths, allow=allow_out_of_domain)
         self.domain_note = domain_note
         runner = window_runner(
-            model, model.config.default_window if window is None else window, window_mode
+            model, model.config.default_window if window is None else window, window_mode, suffix
         )
         self.scorer = VariantScorer(
             runner,
@@ -296,6 +298,7 @@ class ScoringRun:
             device=str(model.device),
             window=runner.window,
             window_mode=runner.mode,
+            suffix=runner.suffix,
             strands=strands,
             shapes=runner.shapes,
             genome=str(genome.path),

@@ -98,12 +98,12 @@ class _Buffer:
 
     def shares(self, alleles: list[AlleleScore | _Job]) -> bool:
         """Whether a reference window of these alleles is here already."""
-        return any(
-            window.ref.tobytes() in self._groups
-            for allele in alleles
-            if isinstance(allele, _Job)
-            for window in allele.windows
-        )
+        return any(window.ref.tobytes() in self._groups for window in _windows(alleles))
+
+    def num_new(self, alleles: list[AlleleScore | _Job]) -> int:
+        """How many windows these alleles bring, at most."""
+        references = {window.ref.tobytes() for window in _windows(alleles)}
+        return len(references - self._groups.keys()) + sum(1 for _ in _windows(alleles))
 
     def add(self, record: VcfRecord, alleles: list[AlleleScore | _Job]) -> None:
         for allele in alleles:
@@ -125,6 +125,12 @@ class _Buffer:
             self._contents[group][1].append((window.alt, window.fork))
             self.num_windows += 1
         return group, known[alt]
+
+
+def _windows(alleles: list[AlleleScore | _Job]) -> Iterator[StrandWindow]:
+    for allele in alleles:
+        if isinstance(allele, _Job):
+            yield from allele.windows
 
 
 class VariantScorer:
@@ -181,16 +187,13 @@ class VariantScorer:
         enough = self.runner.windows_per_call
         for record in records:
             alleles = self._prepare_record(record)
-            # Full, but not in the middle of a place with many alternates, and not without bound.
-            if buffer.num_windows >= enough and (
-                buffer.num_windows >= 2 * enough or not buffer.shares(alleles)
-            ):
+            # Not in the middle of what shares windows, unless that goes on and on.
+            limit = 2 * enough if buffer.shares(alleles) else enough
+            more = buffer.num_new(alleles)
+            if buffer.num_windows + more > limit or len(buffer.records) >= _RECORDS_PER_FLUSH:
                 yield from self._flush(buffer)
                 buffer = _Buffer()
             buffer.add(record, alleles)
-            if len(buffer.records) >= _RECORDS_PER_FLUSH:
-                yield from self._flush(buffer)
-                buffer = _Buffer()
         yield from self._flush(buffer)
 
     def _prepare_record(self, record: VcfRecord) -> list[AlleleScore | _Job]:
@@ -276,7 +279,8 @@ class VariantScorer:
         groups = buffer.groups
         found = self.runner(groups)
         for group, pairs in zip(groups, found, strict=True):
-            self.reference_bits.add(group.ref, pairs[0].ref)
+            log_probs = pairs[0].ref
+            self.reference_bits.add(group.ref[: len(log_probs)], log_probs)
         for record, alleles in buffer.records:
             yield ScoredRecord(
                 record,

@@ -12,6 +12,9 @@ no prediction (no token precedes it) and counts in no sum.
     dll_flank  = dll - dll_allele                       (the bases after the allele)
     ll_ref     = sum_{t >= 1} lp_r[t],  ll_alt likewise
 
+Where suffixes are cut short (`--suffix N`) all sums end where the alleles were read to, N bases
+from where the shared prefix ends: from the fork, or a little before it.
+
 Before the fork the two windows are the same, so their log-probabilities cancel exactly; leaving
 those terms out of the sum leaves their rounding out too. Sums are float64. A positive `dll` means
 that the alternate is MORE likely to the model than the reference. Values of the two strands are
@@ -201,3 +204,4 @@ class RunInfo:
     genome_contigs_sha256: str
     notes: tuple[str, ...] = ()
     window_mode: str = "exact"
+    suffix: int | None = None

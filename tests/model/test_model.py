@@ -16,7 +16,7 @@ from evo_toolkit.errors import UsageError
 from evo_toolkit.model.config import StripedHyena2Config
 from evo_toolkit.model.precision import PrecisionPolicy, resolve_precision
 from evo_toolkit.model.rotary import rotary_frequencies
-from evo_toolkit.model.state import AttentionState, ModelState, fork_state
+from evo_toolkit.model.state import AttentionState, ModelState, fork_state, gather_forks
 from evo_toolkit.model.striped_hyena import StripedHyena2
 
 FLOAT64 = PrecisionPolicy(name="exact", compute_dtype=torch.float64)
@@ -124,6 +124,33 @@ def test_forks_share_the_prefix_and_equal_the_full_forward() -> None:
     assert attention.prefix_k.shape[0] == 1
     with pytest.raises(ValueError, match="one sequence"):
         fork_state(forked, 2)
+
+
+def test_continuations_of_several_prefixes_run_as_one_batch() -> None:
+    """Rows of two states, of different lengths, one of them used twice."""
+    model = make()
+    long, short, suffixes = ids(70, rows=2), ids(20, rows=3, seed=2), ids(30, rows=4, seed=1)
+    with torch.no_grad():
+        _, first = model(long, return_state=True)
+        _, second = model(short[:, :9], return_state=True)
+        _, second = model(short[:, 9:], second, return_state=True)  # now with spare capacity
+        gathered = gather_forks([(first, 1), (second, 2), (first, 1), (second, 0)])
+        begun, state = model(suffixes[:, :11], gathered, return_state=True)
+        found = torch.cat([begun, model(suffixes[:, 11:], state)], dim=1)
+        prefixes = [long[1], short[2], long[1], short[0]]
+        for row, prefix in enumerate(prefixes):
+            whole = model(torch.cat([prefix, suffixes[row]])[None])
+            torch.testing.assert_close(found[row], whole[0, len(prefix) :], rtol=1e-9, atol=1e-10)
+        attention = gathered[3]
+        assert isinstance(attention, AttentionState) and isinstance(first[3], AttentionState)
+        assert isinstance(attention.prefix_k, tuple)
+        assert (
+            attention.prefix_k[0].data_ptr() == attention.prefix_k[2].data_ptr()
+        )  # nothing copied
+    with pytest.raises(ValueError, match="not themselves forks"):
+        gather_forks([(gathered, 0)])
+    with pytest.raises(ValueError, match="at least one"):
+        gather_forks([])
 
 
 def test_two_continuations_of_one_state_do_not_see_each_other() -> None:

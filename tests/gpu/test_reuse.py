@@ -1,0 +1,77 @@
+"""Reused prefixes on a GPU: near whole windows, and the same bits whatever runs beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from evo_toolkit.checkpoint.load import load_model
+from evo_toolkit.inference.runner import LogProbRunner
+from evo_toolkit.model.striped_hyena import StripedHyena2
+from evo_toolkit.variants.reuse import LogProbPair, ReusedPrefixes, WholeWindows, WindowGroup
+
+WINDOW = 1024
+
+
+@pytest.fixture(scope="module", params=["default", "exact"])
+def model(request: pytest.FixtureRequest, device: torch.device) -> StripedHyena2:
+    return load_model("evo-mini", device=str(device), precision=request.param)
+
+
+def groups(count: int, seed: int = 0) -> list[WindowGroup]:
+    rng = np.random.default_rng(seed)
+    bases = np.frombuffer(b"ACGT", dtype=np.uint8)
+    found = []
+    for number in range(count):
+        ref = rng.choice(bases, WINDOW)
+        alts = []
+        for shift in range(1, 2 + number % 3):
+            fork = WINDOW // 2 + (0, 0, 5, 37)[number % 4]
+            alt = ref.copy()
+            alt[fork] = bases[(int(np.flatnonzero(bases == ref[fork])[0]) + shift) % 4]
+            alts.append((alt, fork))
+        found.append(WindowGroup(ref, alts))
+    return found
+
+
+def deltas(found: Sequence[Sequence[LogProbPair]]) -> np.ndarray:
+    middle = WINDOW // 2
+    return np.array(
+        [
+            float((p.alt[middle:].astype(np.float64) - p.ref[middle:]).sum())
+            for g in found
+            for p in g
+        ]
+    )
+
+
+@pytest.mark.parametrize("step", [1, 32])
+def test_reuse_is_near_whole_windows(model: StripedHyena2, step: int) -> None:
+    given = groups(24)
+    whole = deltas(WholeWindows(LogProbRunner(model, WINDOW))(given))
+    reused = deltas(ReusedPrefixes(model, WINDOW, step=step)(given))
+    if model.policy.compute_dtype is torch.float32:
+        np.testing.assert_allclose(reused, whole, atol=1e-4)
+        return
+    # bfloat16: no further apart than two ways of rounding are, by whole windows in float32.
+    full_precision = load_model("evo-mini", device=str(model.device), precision="exact")
+    right = deltas(WholeWindows(LogProbRunner(full_precision, WINDOW))(given))
+    noise = np.sqrt(np.mean((whole - right) ** 2))
+    assert np.sqrt(np.mean((reused - right) ** 2)) < 1.5 * noise
+
+
+@pytest.mark.parametrize("step", [1, 32])
+def test_scores_do_not_depend_on_batch_mates_bit_for_bit(model: StripedHyena2, step: int) -> None:
+    given = groups(24)
+    runner = ReusedPrefixes(model, WINDOW, step=step)
+    together = runner(given)
+    backwards = runner(given[::-1])[::-1]
+    alone = [runner([group])[0] for group in given[::5]]
+    for found, expected in ((backwards, together), (alone, together[::5])):
+        for one, other in zip(found, expected, strict=True):
+            for pair, wanted in zip(one, other, strict=True):
+                assert np.array_equal(pair.ref, wanted.ref, equal_nan=True)
+                assert np.array_equal(pair.alt, wanted.alt, equal_nan=True)
