@@ -77,6 +77,14 @@ def _causal_through_rounded_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhls,bshe->blhe", weights, v)
 
 
+def _starts(state: AttentionState | None, filled: int) -> tuple[int, ...]:
+    """Position of a chunk's first token in its sequence: one for all rows, or one for each."""
+    if state is None or state.prefix_k is None:
+        return (filled,)
+    prefixes = state.prefix_k if isinstance(state.prefix_k, tuple) else (state.prefix_k,)
+    return tuple(filled + prefix.shape[1] for prefix in prefixes)
+
+
 def _append(buffer: Tensor, filled: int, new: Tensor, capacity: int) -> Tensor:
     """A new buffer of `capacity` positions holding the filled ones and the new ones."""
     grown = new.new_empty((new.shape[0], capacity, *new.shape[2:]))
@@ -120,27 +128,55 @@ class Attention(nn.Module):
         B, L, C = qkv.shape
         q, k, v = (x.reshape(B, L, self.num_heads, -1) for x in qkv.chunk(3, dim=-1))
         filled = 0 if state is None else int(state.length)
-        prefix = 0 if state is None or state.prefix_k is None else state.prefix_k.shape[1]
-        start = prefix + filled
-        positions = torch.arange(start, start + L, device=qkv.device)
-        cos, sin = rotary_table(
-            positions, self.inv_freq, self.interpolation, self.policy.rounding,
-            torch.promote_types(q.dtype, torch.float32),
-        )  # fmt: skip
-        q, k = rotary(q, k, cos, sin, backend=self.policy.backend)
+        q, k = self._rotated(q, k, _starts(state, filled))
         if state is None:
             new_state = self._first_state(k, v) if return_state else None
             y = self._attend(q, k, v, cached=return_state)
         else:
-            new_state = self._extend(state, filled, k, v)
-            own_k, own_v = new_state.k[:, : filled + L], new_state.v[:, : filled + L]
+            own_k, own_v, new_state = k, v, None
+            if return_state or filled:
+                new_state = self._extend(state, filled, k, v)
+                own_k, own_v = new_state.k[:, : filled + L], new_state.v[:, : filled + L]
             if state.prefix_k is None or state.prefix_v is None:
                 y = self._attend(q, own_k, own_v, cached=True)
             else:
-                y = attention_two_segment(
-                    q, state.prefix_k, state.prefix_v, own_k, own_v, backend=self.policy.backend
-                )
+                y = self._continue(q, state.prefix_k, state.prefix_v, own_k, own_v)
         return y.reshape(B, L, C // 3), new_state if return_state else None
+
+    def _rotated(self, q: Tensor, k: Tensor, starts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Rotate queries and keys; `starts` has one first position for all rows, or one for each."""
+        L, dtype = q.shape[1], torch.promote_types(q.dtype, torch.float32)
+        tables = {
+            start: rotary_table(
+                torch.arange(start, start + L, device=q.device),
+                self.inv_freq, self.interpolation, self.policy.rounding, dtype,
+            )
+            for start in set(starts)
+        }  # fmt: skip
+        if len(tables) == 1:
+            return rotary(q, k, *tables[starts[0]], backend=self.policy.backend)
+        rows = [
+            rotary(q_row, k_row, *tables[start], backend=self.policy.backend)
+            for q_row, k_row, start in zip(q.split(1), k.split(1), starts, strict=True)
+        ]
+        return torch.cat([q for q, _ in rows]), torch.cat([k for _, k in rows])
+
+    def _continue(
+        self,
+        q: Tensor,
+        prefix_k: Tensor | tuple[Tensor, ...],
+        prefix_v: Tensor | tuple[Tensor, ...],
+        k: Tensor,
+        v: Tensor,
+    ) -> Tensor:
+        """Attention over prefixes and own positions."""
+        backend = self.policy.backend
+        if not isinstance(prefix_k, tuple):
+            assert isinstance(prefix_v, Tensor)
+            return attention_two_segment(q, prefix_k, prefix_v, k, v, backend=backend)
+        # Row by row: a call for all rows of one prefix would round by how many they are.
+        rows = zip(q.split(1), prefix_k, prefix_v, k.split(1), v.split(1), strict=True)
+        return torch.cat([attention_two_segment(*row, backend=backend) for row in rows])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, *, cached: bool) -> Tensor:
         if cached and self.policy.rounding is not None:
