@@ -57,6 +57,7 @@ class VcfRecord:
         alts: The elements of ALT as they stand; empty for ".".
         filters: The elements of FILTER; empty for ".".
         info: INFO as it stands.
+        consequences: BCSQ entries of each element of ALT, where they were called (`evo_data.csq`).
     """
 
     line: bytes
@@ -69,6 +70,7 @@ class VcfRecord:
     alts: tuple[str, ...]
     filters: tuple[str, ...]
     info: bytes
+    consequences: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass
