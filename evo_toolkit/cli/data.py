@@ -77,7 +77,7 @@ def prepare_command(
     command is given again.
     """
     from evo_data.corpus import Corpus, prepare, read_groups
-    from evo_data.corpus.format import MANIFEST
+    from evo_data.corpus.manifest import MANIFEST
 
     chosen = None
     if groups is not None:

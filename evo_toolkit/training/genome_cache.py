@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from evo_data.corpus import Corpus, is_corpus
-from evo_data.corpus.format import MANIFEST
+from evo_data.corpus.manifest import MANIFEST
 from evo_data.corpus.prepare import prepare as prepare_corpus
 from evo_data.corpus.sources import find_sources
 from evo_toolkit.checkpoint.cache import cache_dir

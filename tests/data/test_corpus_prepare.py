@@ -28,7 +28,8 @@ from evo_data.alphabet import reverse_complement
 from evo_data.corpus import Corpus, Manifest, prepare, read_groups
 from evo_data.corpus import draft as draft_module
 from evo_data.corpus import sources as sources_module
-from evo_data.corpus.format import INTERVALS, MANIFEST, RECORDS, SEQUENCE, WORK
+from evo_data.corpus.format import WORK
+from evo_data.corpus.manifest import INTERVALS, MANIFEST, RECORDS, SEQUENCE
 from evo_data.corpus.sources import find_sources, genome_name, read_source
 from evo_data.errors import CorpusError, OutputExistsError
 

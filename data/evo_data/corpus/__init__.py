@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from evo_data.corpus.format import (
-    Corpus,
-    Duplicate,
-    Genome,
-    LeftOut,
-    Manifest,
-    Record,
-    Source,
-    is_corpus,
-)
+from evo_data.corpus.format import Corpus, Record, is_corpus
+from evo_data.corpus.manifest import Duplicate, Genome, LeftOut, Manifest, Source
 from evo_data.corpus.megatron import open_megatron
 from evo_data.corpus.prepare import prepare, read_groups
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
 from typing import IO, Any
@@ -17,32 +15,26 @@ from numpy.typing import NDArray
 
 from evo_data import kmers
 from evo_data.alphabet import reverse_complement
-from evo_data.corpus.format import (
+from evo_data.corpus.format import RECORD_COLUMNS, Record, parse_record, record_line
+from evo_data.corpus.journal import Entry, read_journal, write_journal
+from evo_data.corpus.letters import as_read, num_acgt, num_lower, why_unusable
+from evo_data.corpus.manifest import (
     INTERVALS,
     MANIFEST,
-    RECORD_COLUMNS,
     RECORDS,
     SEQUENCE,
     Duplicate,
     Encoding,
-    FileEntry,
-    Genome,
     LeftOut,
     Manifest,
-    Record,
     Renamed,
-    Source,
-    Unusable,
-    parse_record,
-    record_line,
 )
-from evo_data.corpus.journal import Entry, read_journal, write_journal
-from evo_data.corpus.letters import as_read, num_acgt, num_lower, why_unusable
 from evo_data.corpus.megatron import open_megatron
 from evo_data.corpus.packed import Intervals, pack
-from evo_data.corpus.sources import Input, detect_format, folder_name, genome_name, read_source
+from evo_data.corpus.sources import Input, detect_format, read_source
+from evo_data.corpus.summary import check_usable, make_manifest, unused_name
 from evo_data.errors import CorpusError
-from evo_data.files import atomic_output, sha256_file
+from evo_data.files import atomic_output
 
 Progress = Callable[[int, int, str], None]
 """Called with bytes of input done, bytes of input in all, and the file at hand."""
@@ -274,10 +266,9 @@ class Draft:
                 self._note_duplicate(item, entry, given, len(bases), same_as, strand)
                 if self._settings["duplicates"] == "drop":
                     continue
-            name = _unused(given or f"unnamed_{number}", names)
+            name = unused_name(given or f"unnamed_{number}", names)
             if name != given:
-                renamed = Renamed(file=str(item.path), record=given, name=name)
-                entry.renamed.append(asdict(renamed))
+                entry.renamed.append(Renamed(file=str(item.path), record=given, name=name))
             record = Record(name, self._num_genomes, self._position, len(bases), digest)
             self._first_of.setdefault(digest, len(self._records))
             self._records.append(record)
@@ -307,10 +298,10 @@ class Draft:
             if reason is None:
                 yield raw.name, as_read(raw.letters)
             else:
-                left_out = LeftOut(
-                    file=str(item.path), record=raw.name, length=len(raw.letters), reason=reason
+                length = len(raw.letters)
+                entry.left_out.append(
+                    LeftOut(file=str(item.path), record=raw.name, length=length, reason=reason)
                 )
-                entry.left_out.append(asdict(left_out))
 
     def _note_duplicate(
         self, item: Input, entry: Entry, name: str, length: int, same_as: int, strand: str
@@ -324,15 +315,16 @@ class Draft:
                 f"{item.path}: record {name!r} is {turned}record {first.name!r} of {file}; remove "
                 "one of them, or choose to drop or keep duplicates"
             )
-        duplicate = Duplicate(
-            file=str(item.path),
-            record=name,
-            length=length,
-            same_as=same_as,
-            strand=strand,
-            kept=self._settings["duplicates"] == "keep",
+        entry.duplicates.append(
+            Duplicate(
+                file=str(item.path),
+                record=name,
+                length=length,
+                same_as=same_as,
+                strand=strand,
+                kept=self._settings["duplicates"] == "keep",
+            )
         )
-        entry.duplicates.append(asdict(duplicate))
 
     def _take(self, bases: bytes, hashes: list[kmers.Hashes]) -> None:
         """Add a record's bases; short records are written together, which is many times faster."""
@@ -383,63 +375,18 @@ class Draft:
         self, inputs: Sequence[Input], group_of: Mapping[Path, str], skip_unusable: bool
     ) -> Manifest:
         """Write what is still missing, the manifest last, all in the work folder."""
-        unusable = [entry for entry in self._entries if entry.unusable is not None]
-        if unusable and not skip_unusable:
-            raise CorpusError(_refusal(unusable, len(self._entries)))
-        if not self._records:
-            raise CorpusError(_why_empty(self._entries))
+        check_usable(self._entries, skip_unusable)
         if self._encoding == "packed":
             self._save_intervals()
         self._close()
-        labels = self._clusters()
-        weights = kmers.cluster_weights(labels)
-        genomes: list[Genome] = []
-        sources: list[Source] = []
-        names: dict[str, int] = {}
-        wanted = [genome_name(item.path) for item in inputs]
-        uses = Counter(wanted)
-        first = 0
-        for item, entry, name in zip(inputs, self._entries, wanted, strict=True):
-            index = len(genomes) if entry.num_records else None
-            sources.append(
-                Source(
-                    file=entry.file,
-                    format=entry.format,
-                    bytes=entry.bytes,
-                    sha256=entry.sha256,
-                    genome=index,
-                )
-            )
-            if index is None:
-                continue
-            if uses[name] > 1:
-                name = f"{folder_name(item.path)}/{name}"
-            genomes.append(
-                Genome(
-                    name=_unused(name, names),
-                    group=group_of[item.path],
-                    file=entry.file,
-                    cluster=labels[index],
-                    weight=weights[index],
-                    num_bases=entry.num_bases,
-                    acgt_bases=entry.acgt_bases,
-                    soft_masked_bases=entry.soft_masked_bases,
-                    first_record=first,
-                    num_records=entry.num_records,
-                )
-            )
-            first += entry.num_records
-        manifest = Manifest(
-            encoding=self._encoding,
-            settings=self._settings,
-            files={name: _file_entry(self._work / name) for name in _final_files(self._encoding)},
-            sources=sources,
-            genomes=genomes,
-            totals=_totals(genomes, len(self._records)),
-            duplicates=[Duplicate(**d) for entry in self._entries for d in entry.duplicates],
-            left_out=[LeftOut(**d) for entry in self._entries for d in entry.left_out],
-            renamed=[Renamed(**d) for entry in self._entries for d in entry.renamed],
-            unusable=[Unusable(file=e.file, reason=e.unusable or "") for e in unusable],
+        manifest = make_manifest(
+            self._work,
+            self._encoding,
+            self._settings,
+            inputs,
+            self._entries,
+            group_of,
+            self._clusters(),
         )
         with atomic_output(self._work / MANIFEST, force=True) as path:
             path.write_text(manifest.dumps(), encoding="utf-8")
@@ -470,30 +417,6 @@ class Draft:
         self._files = {}
 
 
-def _why_empty(entries: Sequence[Entry]) -> str:
-    """Say why no record can be used."""
-    first = entries[0]
-    if first.left_out:
-        left_out = first.left_out[0]
-        reason = f"{first.file}: {left_out['record']}: {left_out['reason']}"
-    else:
-        reason = first.unusable or f"{first.file}: holds no sequence"
-    more = f" (and so on for {len(entries)} files)" if len(entries) > 1 else ""
-    return f"no sequence can be used: {reason}{more}; give genomes"
-
-
-def _refusal(unusable: Sequence[Entry], num_sources: int) -> str:
-    reasons = [entry.unusable or "" for entry in unusable]
-    if num_sources == 1:
-        return reasons[0]
-    shown = "; ".join(reasons[:3])
-    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-    return (
-        f"{len(reasons)} of {num_sources} files cannot be used: {shown}{more}. Mend or remove them "
-        "and run again (what was read is kept), or give --skip-unusable"
-    )
-
-
 def _rows(path: Path, columns: int) -> NDArray[np.int64]:
     """Return a file of 64-bit integers as rows; none if it is absent."""
     if not path.exists():
@@ -522,36 +445,6 @@ def _reverse_sha256(bases: bytes) -> str:
     for end in range(len(bases), 0, -_PIECE):
         whole.update(reverse_complement(bases[max(0, end - _PIECE) : end].upper()))
     return whole.hexdigest()
-
-
-def _unused(name: str, names: dict[str, int]) -> str:
-    """Return a name, with ~2, ~3, ... behind it if it is in use, and note that it is."""
-    candidate = name
-    while candidate in names:
-        names[name] += 1
-        candidate = f"{name}~{names[name]}"
-    names[candidate] = 1
-    return candidate
-
-
-def _final_files(encoding: str) -> list[str]:
-    return [SEQUENCE, RECORDS, INTERVALS] if encoding == "packed" else [SEQUENCE, RECORDS]
-
-
-def _file_entry(path: Path) -> FileEntry:
-    return FileEntry(path.stat().st_size, sha256_file(path))
-
-
-def _totals(genomes: Sequence[Genome], num_records: int) -> dict[str, float]:
-    return {
-        "genomes": len(genomes),
-        "clusters": len({genome.cluster for genome in genomes}),
-        "records": num_records,
-        "bases": sum(genome.num_bases for genome in genomes),
-        "acgt_bases": sum(genome.acgt_bases for genome in genomes),
-        "soft_masked_bases": sum(genome.soft_masked_bases for genome in genomes),
-        "effective_bases": sum(genome.effective_bases for genome in genomes),
-    }
 
 
 def _flush(handle: IO[bytes]) -> None:

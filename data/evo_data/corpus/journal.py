@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evo_data.corpus.manifest import Duplicate, LeftOut, Renamed
 from evo_data.corpus.sources import Input
 from evo_data.errors import CorpusError
 from evo_data.files import atomic_output
@@ -39,15 +40,27 @@ class Entry:
     num_bases: int = 0
     acgt_bases: int = 0
     soft_masked_bases: int = 0
-    duplicates: list[dict[str, Any]] = field(default_factory=list)
-    left_out: list[dict[str, Any]] = field(default_factory=list)
-    renamed: list[dict[str, Any]] = field(default_factory=list)
+    duplicates: list[Duplicate] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    renamed: list[Renamed] = field(default_factory=list)
     unusable: str | None = None
 
     @property
     def line(self) -> str:
         """The entry as a line of the journal."""
         return json.dumps(asdict(self)) + "\n"
+
+    @classmethod
+    def of_line(cls, line: str) -> Entry:
+        """Return the entry of a line.
+
+        Raises:
+            ValueError, KeyError, TypeError: if it is none.
+        """
+        content = json.loads(line)
+        for name, kind in (("duplicates", Duplicate), ("left_out", LeftOut), ("renamed", Renamed)):
+            content[name] = [kind(**found) for found in content[name]]
+        return cls(**content)
 
     def is_of(self, item: Input) -> bool:
         """Whether a source is this one: equal in size and checksum."""
@@ -71,8 +84,8 @@ def read_journal(path: Path, made: dict[str, Any]) -> list[Entry]:
     # What stands behind the last line feed was not written to its end.
     for line in lines[1:-1]:
         try:
-            entries.append(Entry(**json.loads(line)))
-        except (ValueError, TypeError):
+            entries.append(Entry.of_line(line))
+        except (ValueError, KeyError, TypeError):
             break
     return entries
 

@@ -19,15 +19,8 @@ from typing import Any, Literal
 
 from evo_data import kmers
 from evo_data.corpus.draft import Draft, Meter, Progress
-from evo_data.corpus.format import (
-    FORMAT,
-    INTERVALS,
-    MANIFEST,
-    WORK,
-    Corpus,
-    Encoding,
-    Manifest,
-)
+from evo_data.corpus.format import WORK, Corpus
+from evo_data.corpus.manifest import FORMAT, INTERVALS, MANIFEST, Encoding, Manifest
 from evo_data.corpus.sources import Input, find_sources, folder_name, genome_name
 from evo_data.errors import CorpusError, OutputExistsError
 
