@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from evo_toolkit.checkpoint.load import load_model
 from evo_toolkit.cli.main import cli
 from evo_toolkit.errors import UsageError
 from evo_toolkit.inference.runner import LogProbRunner
+from evo_toolkit.model.state import AttentionState
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.variants.reuse import (
     LogProbPair,
@@ -26,6 +28,8 @@ from evo_toolkit.variants.reuse import (
     WholeWindows,
     WindowGroup,
     WindowRunner,
+    _Prefix,
+    _Waiting,
     window_runner,
 )
 from evo_toolkit.variants.score import VariantScorer
@@ -242,17 +246,28 @@ def test_states_are_let_go_when_their_suffixes_have_been_read(
     toy_model: StripedHyena2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(5)
-    groups = [group(rng, 128, [64]) for _ in range(40)]
+    groups = [group(rng, 128, [64]) for _ in range(41)]
+    # Keys of the attention layer of every state that was made, and how many lived at a time.
+    seen: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
-    read = ReusedPrefixes._read_suffixes
+    read = ReusedPrefixes._read_prefixes
 
-    def watched(self: ReusedPrefixes, batch: Sequence[object]) -> None:
-        read(self, batch)  # type: ignore[arg-type]
-        alive.append(len({id(one.fork[0]) for one in batch}))  # type: ignore[attr-defined]
+    def watched(self: ReusedPrefixes, batch: Sequence[_Prefix]) -> list[_Waiting]:
+        waiting = read(self, batch)
+        layer = waiting[0].fork[0][3]
+        assert isinstance(layer, AttentionState)
+        seen.append(weakref.ref(layer.k))
+        alive.append(sum(one() is not None for one in seen))
+        return waiting
 
-    monkeypatch.setattr(ReusedPrefixes, "_read_suffixes", watched)
-    ReusedPrefixes(toy_model, 128, rows=4)(groups)
-    assert len(alive) == 20 and max(alive) <= 2
+    monkeypatch.setattr(ReusedPrefixes, "_read_prefixes", watched)
+    ReusedPrefixes(toy_model, 128, rows=3)(groups)
+    # Six suffixes of every three prefixes: none waits for the next ones; then with one left over.
+    assert len(alive) == 14 and max(alive) == 1
+    seen.clear()
+    alive.clear()
+    ReusedPrefixes(toy_model, 128, rows=4)([group(rng, 128, [64, 64]) for _ in range(41)])
+    assert max(alive) == 1
 
 
 def test_modes(toy_model: StripedHyena2) -> None:
