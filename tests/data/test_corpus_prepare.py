@@ -29,6 +29,7 @@ from evo_data.corpus import Corpus, Manifest, prepare, read_groups
 from evo_data.corpus import draft as draft_module
 from evo_data.corpus import sources as sources_module
 from evo_data.corpus.format import WORK
+from evo_data.corpus.growing import GrowingFiles
 from evo_data.corpus.manifest import INTERVALS, MANIFEST, RECORDS, SEQUENCE
 from evo_data.corpus.sources import find_sources, genome_name, read_source
 from evo_data.errors import CorpusError, OutputExistsError
@@ -683,7 +684,7 @@ def _prepare_dying(
 
     if synced:
         draft_module._SYNC_BYTES = 0
-    draft_module.Draft._append = dying(draft_module.Draft._append)  # type: ignore[method-assign,assignment]
+    GrowingFiles.append = dying(GrowingFiles.append)  # type: ignore[method-assign,assignment]
     os.fsync = dying(os.fsync)
     os.replace = dying(os.replace)
     Path.replace = dying(Path.replace)  # type: ignore[method-assign,assignment]

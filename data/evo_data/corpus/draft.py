@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from evo_data import kmers
 from evo_data.alphabet import reverse_complement
 from evo_data.corpus.format import RECORD_COLUMNS, Record, parse_record, record_line
+from evo_data.corpus.growing import GrowingFiles
 from evo_data.corpus.journal import Entry, read_journal, write_journal
 from evo_data.corpus.letters import as_read, num_acgt, num_lower, why_unusable
 from evo_data.corpus.manifest import (
@@ -92,24 +93,21 @@ class Draft:
         self._unsynced: list[str] = []
         self._unsynced_bytes = 0
         self._synced_at = monotonic()
-        self._files: dict[str, IO[bytes]] = {}
-        self._sums: dict[str, hashlib._Hash] = {}
+        self._journal: IO[bytes] | None = None
         names = [SEQUENCE, RECORDS]
         names += [OTHER, LOWER] if encoding == "packed" else []
         names += [SKETCHES] if settings["clusters"] is not None else []
-        self._names = names
+        self._files = GrowingFiles(work, names)
 
     def __enter__(self) -> Draft:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._files:
+        if self._journal is not None:
             # What was finished before an error is worth keeping; a second error says nothing new.
             with suppress(OSError):
                 self.sync()
         self._close()
-
-    # --- taking up a run that was stopped ------------------------------------------------------
 
     def resume(self, inputs: Sequence[Input]) -> list[Input]:
         """Cut the files back to what a former run finished, and return the sources still to do."""
@@ -118,26 +116,21 @@ class Draft:
         entries, waiting = self._kept(inputs)
         for item in inputs[: len(inputs) - len(waiting)]:
             self._meter.end(item)
-        kept = entries[-1].ends if entries else dict.fromkeys(self._names, 0)
-        for name in self._names:
-            path = self._work / name
-            handle: IO[bytes] = path.open("r+b" if path.exists() else "w+b")
-            self._files[name] = handle
-            handle.truncate(kept[name])
-            handle.seek(0, os.SEEK_END)
         if entries:
+            self._files.open(entries[-1].ends)
             self._carry = np.frombuffer(entries[-1].carry.encode("latin-1"), np.uint8)
-        if not entries:
-            self._files[RECORDS].write(_RECORDS_HEAD)
+        else:
+            self._files.open(dict.fromkeys(self._files.names, 0))
+            self._files.append(RECORDS, _RECORDS_HEAD)
         # Written anew, so that a line that was cut off is gone.
         write_journal(self._work / JOURNAL, self._made, entries)
-        self._files[JOURNAL] = (self._work / JOURNAL).open("ab")
+        self._journal = (self._work / JOURNAL).open("ab")
         return waiting
 
     def _kept(self, inputs: Sequence[Input]) -> tuple[list[Entry], list[Input]]:
         """Return the entries of the journal that still hold, and the sources that have none."""
         journal = read_journal(self._work / JOURNAL, self._made)
-        start = {**dict.fromkeys(self._names, 0), RECORDS: len(_RECORDS_HEAD)}
+        start = {**dict.fromkeys(self._files.names, 0), RECORDS: len(_RECORDS_HEAD)}
         for item in inputs if self._head_is_whole() else []:
             # Files that could not be used, and that nobody asks for any more, are in nobody's way.
             while journal and journal[0].unusable is not None and not journal[0].is_of(item):
@@ -145,9 +138,9 @@ class Draft:
             if not journal or not journal[0].is_of(item):
                 break
             entry = journal.pop(0)
-            records = self._records_of(entry, start)
-            if records is None:
+            if not self._files.hold(start, entry.ends, entry.sums):
                 break
+            records = self._records_between(start[RECORDS], entry.ends[RECORDS])
             entry.file = str(item.path)
             start = entry.ends
             self._entries.append(entry)
@@ -165,22 +158,11 @@ class Draft:
         except OSError:
             return False
 
-    def _records_of(self, entry: Entry, start: Mapping[str, int]) -> list[Record] | None:
-        """Return what was written of a source, or None if it is not all there as it was.
-
-        Args:
-            entry: Of the source.
-            start: Where the files ended before the source.
-        """
-        if set(entry.ends) != set(self._names):
-            return None
-        for name in self._names:
-            path, first, last = self._work / name, start[name], entry.ends[name]
-            if not path.exists() or _sha256_part(path, first, last) != entry.sums.get(name):
-                return None
+    def _records_between(self, start: int, end: int) -> list[Record]:
+        """Return the records of bytes `[start, end)` of their table."""
         with (self._work / RECORDS).open("rb") as handle:
-            handle.seek(start[RECORDS])
-            text = handle.read(entry.ends[RECORDS] - start[RECORDS]).decode("utf-8")
+            handle.seek(start)
+            text = handle.read(end - start).decode("utf-8")
         return [parse_record(line) for line in text.split("\n")[:-1]]
 
     def _intervals(self) -> Intervals:
@@ -190,17 +172,15 @@ class Draft:
             other[:, 0], other[:, 1], other[:, 2].astype(np.uint8), lower[:, 0], lower[:, 1]
         )
 
-    # --- adding sources ------------------------------------------------------------------------
-
     def add(self, item: Input) -> None:
         """Read a source to its end and note it in the journal, as unusable if it is.
 
         Raises:
             CorpusError: at a duplicate, if that is an error.
         """
-        start = {name: handle.tell() for name, handle in self._files.items() if name != JOURNAL}
+        start = self._files.ends
+        self._files.begin_sums()
         state = len(self._records), self._position, self._carry
-        self._sums = {name: hashlib.sha256() for name in self._names}
         entry = Entry(file=str(item.path), format="", bytes=item.bytes, sha256="")
         try:
             state_of_files = item.state()
@@ -219,10 +199,7 @@ class Draft:
                 if self._first_of.get(record.sha256, -1) >= num_records:
                     del self._first_of[record.sha256]
             del self._records[num_records:]
-            for name, end in start.items():
-                self._files[name].seek(end)
-                self._files[name].truncate()
-            self._sums = {name: hashlib.sha256() for name in self._names}
+            self._files.cut_back(start)
             entry = Entry(
                 file=entry.file,
                 format=entry.format,
@@ -230,9 +207,8 @@ class Draft:
                 sha256=entry.sha256,
                 unusable=str(error),
             )
-        entry.ends = {name: self._files[name].tell() for name in self._names}
+        entry.ends, entry.sums = self._files.ends, self._files.sums
         entry.carry = self._carry.tobytes().decode("latin-1")
-        entry.sums = {name: total.hexdigest() for name, total in self._sums.items()}
         self._num_genomes += bool(entry.num_records)
         self._entries.append(entry)
         self._unsynced.append(entry.line)
@@ -242,12 +218,14 @@ class Draft:
 
     def sync(self) -> None:
         """Bring everything to the disk, then the journal's lines that vouch for it."""
-        self._write_carry()
-        for name in self._names:
-            _flush(self._files[name])
+        # The byte that is not full yet: the next bases are written over it.
+        self._files.write_ahead(SEQUENCE, pack(self._carry).data)
+        self._files.sync()
         if self._unsynced:
-            self._files[JOURNAL].write("".join(self._unsynced).encode())
-            _flush(self._files[JOURNAL])
+            assert self._journal is not None, "resume() comes first"
+            self._journal.write("".join(self._unsynced).encode())
+            self._journal.flush()
+            os.fsync(self._journal.fileno())
         self._unsynced = []
         self._unsynced_bytes = 0
         self._synced_at = monotonic()
@@ -272,15 +250,15 @@ class Draft:
             record = Record(name, self._num_genomes, self._position, len(bases), digest)
             self._first_of.setdefault(digest, len(self._records))
             self._records.append(record)
-            self._append(RECORDS, record_line(record).encode())
+            self._files.append(RECORDS, record_line(record).encode())
             self._take(bases, hashes)
             entry.num_records += 1
             entry.num_bases += len(bases)
             entry.acgt_bases += num_acgt(bases)
             entry.soft_masked_bases += num_lower(bases)
         self._write_taken(hashes)
-        if SKETCHES in self._files:
-            self._append(SKETCHES, kmers.union(hashes).astype("<u8").tobytes())
+        if SKETCHES in self._files.names:
+            self._files.append(SKETCHES, kmers.union(hashes).astype("<u8").tobytes())
 
     def _sequences(self, item: Input, entry: Entry) -> Iterator[tuple[str, bytes]]:
         """Yield name and bases, as a model reads them, of the records that can be used."""
@@ -336,40 +314,26 @@ class Draft:
 
     def _write_taken(self, hashes: list[kmers.Hashes]) -> None:
         """Write the records that were taken, and add the sketch of them."""
-        if SKETCHES in self._files:
+        if SKETCHES in self._files.names:
             # The N keeps k-mers from reaching from one record into the next.
             hashes.append(kmers.sketch(np.frombuffer(b"N".join(self._taken), np.uint8)))
         whole = np.frombuffer(b"".join(self._taken), np.uint8)
         position = self._position - self._num_taken
         self._taken, self._num_taken = [], 0
         if self._encoding == "bytes":
-            self._append(SEQUENCE, whole.data)
+            self._files.append(SEQUENCE, whole.data)
             return
         for at in range(0, whole.size, _PIECE):
             piece = whole[at : at + _PIECE]
             found = Intervals.of(piece, position + at)
             other = np.stack([found.other_start, found.other_end, found.other_byte], axis=1)
             lower = np.stack([found.lower_start, found.lower_end], axis=1)
-            self._append(OTHER, other.astype("<i8").tobytes())
-            self._append(LOWER, lower.astype("<i8").tobytes())
+            self._files.append(OTHER, other.astype("<i8").tobytes())
+            self._files.append(LOWER, lower.astype("<i8").tobytes())
             piece = np.concatenate([self._carry, piece])
             size = piece.size // 4 * 4
-            self._append(SEQUENCE, pack(piece[:size]).data)
+            self._files.append(SEQUENCE, pack(piece[:size]).data)
             self._carry = piece[size:]
-
-    def _append(self, name: str, data: bytes | memoryview) -> None:
-        self._files[name].write(data)
-        self._sums[name].update(data)
-
-    def _write_carry(self) -> None:
-        """Write the byte that is not full yet, and stay before it."""
-        if self._carry.size:
-            handle = self._files[SEQUENCE]
-            at = handle.tell()
-            handle.write(pack(self._carry).data)
-            handle.seek(at)
-
-    # --- finishing -----------------------------------------------------------------------------
 
     def finish(
         self, inputs: Sequence[Input], group_of: Mapping[Path, str], skip_unusable: bool
@@ -410,11 +374,11 @@ class Draft:
             intervals.save(path)
 
     def _close(self) -> None:
-        for handle in self._files.values():
-            # After a full disk closing fails once more; the first error is the one to show.
+        self._files.close()
+        if self._journal is not None:
             with suppress(OSError):
-                handle.close()
-        self._files = {}
+                self._journal.close()
+        self._journal = None
 
 
 def _rows(path: Path, columns: int) -> NDArray[np.int64]:
@@ -425,28 +389,9 @@ def _rows(path: Path, columns: int) -> NDArray[np.int64]:
     return np.fromfile(path, "<i8", count * columns).reshape(-1, columns)
 
 
-def _sha256_part(path: Path, start: int, end: int) -> str | None:
-    """Return the checksum of bytes `[start, end)` of a file, or None if it is too short."""
-    whole = hashlib.sha256()
-    with path.open("rb") as handle:
-        handle.seek(start)
-        while start < end:
-            piece = handle.read(min(_PIECE, end - start))
-            if not piece:
-                return None
-            whole.update(piece)
-            start += len(piece)
-    return whole.hexdigest()
-
-
 def _reverse_sha256(bases: bytes) -> str:
     """Checksum of the upper-case reverse complement."""
     whole = hashlib.sha256()
     for end in range(len(bases), 0, -_PIECE):
         whole.update(reverse_complement(bases[max(0, end - _PIECE) : end].upper()))
     return whole.hexdigest()
-
-
-def _flush(handle: IO[bytes]) -> None:
-    handle.flush()
-    os.fsync(handle.fileno())
