@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from evo_data.contigs import ContigAliases
@@ -35,7 +34,8 @@ SEVERITY: tuple[str, ...] = (
 
 _RANK = {term: rank for rank, term in enumerate(SEVERITY)}
 # Each run reads the annotation anew: seconds for a vertebrate's.
-_RECORDS_PER_RUN = 200_000
+_RECORDS_PER_RUN = 100_000
+_BYTES_PER_RUN = 1 << 26
 _MOST_CONSEQUENCES = "1000"
 _PROGRAM = """
 import sys
@@ -178,8 +178,7 @@ class ConsequenceCaller:
             contigs: The genome's name for each contig name of the records.
             write: Whether INFO gets BCSQ; not where the input has it already.
         """
-        source = iter(records)
-        while chunk := list(islice(source, _RECORDS_PER_RUN)):
+        for chunk in _chunks(records):
             keys = [self._keys(record, contigs.get(record.contig)) for record in chunk]
             wanted = {key for row in keys for key in row if key is not None}
             found = self.call(wanted) if wanted else {}
@@ -218,6 +217,20 @@ class ConsequenceCaller:
             ):
                 keys[-1] = (contig, record.pos, variant.ref, variant.alt)
         return keys
+
+
+def _chunks(records: Iterable[VcfRecord]) -> Iterator[list[VcfRecord]]:
+    """Lists of records, bounded in number and, since records may have thousands of samples, in bytes."""
+    chunk: list[VcfRecord] = []
+    size = 0
+    for record in records:
+        chunk.append(record)
+        size += len(record.line)
+        if len(chunk) >= _RECORDS_PER_RUN or size >= _BYTES_PER_RUN:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def with_bcsq(header: VcfHeader, line: bytes) -> bool:

@@ -20,6 +20,8 @@ from evo_toolkit.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from evo_data.contigs import ContigAliases
+    from evo_data.csq import ConsequenceCaller
     from evo_data.fasta import Fasta
     from evo_data.interval import Interval
     from evo_toolkit.variants.output import ScoreWriter
@@ -124,6 +126,25 @@ if TYPE_CHECKING:
     help="Names of the same contig on one line each: two columns, UCSC chromAlias, NCBI assembly report.",
 )
 @click.option(
+    "--circular",
+    multiple=True,
+    metavar="NAME",
+    help="This contig's ends are joined (a plasmid, a bacterium, a plastid): windows go on across the origin; repeatable.",
+)
+@click.option(
+    "--gff",
+    metavar="FILE",
+    help="GFF3 or GTF of the genome (NCBI, Bakta, Prokka, GENCODE, Ensembl): consequences by bcftools csq, as BCSQ in VCF, as gene, transcript and consequence in tables.",
+)
+@click.option(
+    "--genetic-code",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="NUMBER",
+    help="NCBI's number of the genetic code for --gff; bacteria and plastids have 11.",
+)
+@click.option(
     "-c",
     "--check-ref",
     type=click.Choice(["e", "w", "x"]),
@@ -179,6 +200,9 @@ def score(
     samples: str | None,
     zero_based: bool,
     contig_aliases: str | None,
+    circular: tuple[str, ...],
+    gff: str | None,
+    genetic_code: int,
     check_ref: str,
     max_ref_mismatch: float | None,
     drop_genotypes: bool,
@@ -199,6 +223,7 @@ def score(
     It is no probability, and there is no cut-off: compare within one consequence class.
     """
     from evo_data.contigs import ContigAliases, read_alias_file
+    from evo_data.csq import ConsequenceCaller
     from evo_data.fasta import Fasta
     from evo_data.variant_sources import Selection
     from evo_data.variant_sources import open_source as open_variant_source
@@ -214,7 +239,7 @@ def score(
         raise UsageError(f"--suffix {suffix!r} is neither full nor a number of bases")
     suffix_bases = None if suffix == "full" else int(suffix)
     variants, genome = _inputs(inputs, variant_texts)
-    files = [file for file in (variants, genome, regions_file, contig_aliases) if file]
+    files = [file for file in (variants, genome, regions_file, contig_aliases, gff) if file]
     format = check_output(output, output_type, force, inputs=files)
     say = _Reporter(quiet)
     filters = None
@@ -234,16 +259,23 @@ def score(
         selection = Selection(
             regions=_regions(regions, regions_file, reference), include=include, exclude=exclude, samples=samples,
         )  # fmt: skip
+        names = ContigAliases(reference.lengths, synonyms=synonyms)
+        caller = None
+        if gff is not None:
+            caller = ConsequenceCaller(gff, reference, contigs=names, genetic_code=genetic_code)
+            say.annotated(gff, caller)
         source = open_variant_source(
             variants, reference, texts=variant_texts, selection=selection, zero_based=zero_based,
-            contigs=ContigAliases(reference.lengths, synonyms=synonyms),
+            contigs=names,
         )  # fmt: skip
         found = open_variants(
             source, reference, filters=filters, check_ref=check_ref, max_ref_mismatch=max_ref_mismatch,
             info_prefix=info_prefix if format in VCF_FORMATS else None, synonyms=synonyms,
+            consequences=caller,
         )  # fmt: skip
         for warning in found.warnings:
             say.warning(warning)
+        joined = _circular(circular, reference, names)
         if format in VCF_FORMATS:
             check_prefix_free(found.header, info_prefix)
         say.counted(found)
@@ -257,6 +289,7 @@ def score(
         run = ScoringRun(
             loaded, reference, found, window=window, window_mode=window_mode, suffix=suffix_bases, strands=strands,
             max_allele=max_allele, allow_out_of_domain=allow_out_of_domain, command=command,
+            circular=joined,
         )  # fmt: skip
         say.estimated(run)
         if dry_run:
@@ -285,6 +318,18 @@ def _inputs(inputs: tuple[str, ...], texts: tuple[str, ...]) -> tuple[str | None
         wanted = "GENOME" if texts else "VARIANTS GENOME"
         raise UsageError(f"{len(inputs)} file names are given where {wanted} is needed")
     return inputs[0], inputs[1]
+
+
+def _circular(given: tuple[str, ...], genome: Fasta, names: ContigAliases) -> tuple[str, ...]:
+    """The genome's names of the contigs that the user calls circular."""
+    from evo_toolkit.errors import UsageError
+
+    for name in given:
+        if name not in names:
+            raise UsageError(
+                f"--circular {name!r}: {genome.path.name} has no such contig; it has {', '.join(list(genome.lengths)[:8])}"
+            )
+    return tuple(names[name] for name in given)
 
 
 def _regions(text: str | None, file: str | None, genome: Fasta) -> tuple[Interval, ...]:
@@ -318,6 +363,13 @@ class _Reporter:
 
     def warning(self, text: str) -> None:
         click.echo(f"Warning: {text}", err=True)
+
+    def annotated(self, gff: str, caller: ConsequenceCaller) -> None:
+        left = ", ".join(f"{count:,} {reason}" for reason, count in caller.left_out.items())
+        self.line(
+            f"{gff}: {caller.num_transcripts:,} transcripts"
+            + (f"; left out, since they cannot be translated part by part: {left}" if left else "")
+        )
 
     def counted(self, variants: Variants) -> None:
         if variants.num_records is not None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evo_data.contigs import ContigAliases
+from evo_data.csq import ConsequenceCaller, with_bcsq
 from evo_data.fasta import Fasta
 from evo_data.preflight import CHECKED_RECORDS, check_build, ref_differs
 from evo_data.variant import AlleleStatus, classify_allele
@@ -72,6 +73,8 @@ class Variants:
     _reader: VariantReader = field(kw_only=True, repr=False)
     _stream: Iterator[VcfRecord] | None = field(default=None, kw_only=True, repr=False)
     _first_differing: VcfRecord | None = field(default=None, kw_only=True, repr=False)
+    _consequences: ConsequenceCaller | None = field(default=None, kw_only=True, repr=False)
+    _write_bcsq: bool = field(default=False, kw_only=True, repr=False)
 
     def records(self) -> Iterator[VcfRecord]:
         """The wanted records, in the order of the file.
@@ -82,10 +85,15 @@ class Variants:
         self.num_ref_excluded = 0
         if self._stream is not None:
             with self._reader:
-                yield from self._wanted(self._stream)
+                yield from self._annotated(self._wanted(self._stream))
             return
         with self.source.open() as reader:
-            yield from self._wanted(reader)
+            yield from self._annotated(self._wanted(reader))
+
+    def _annotated(self, records: Iterator[VcfRecord]) -> Iterator[VcfRecord]:
+        if self._consequences is None:
+            return records
+        return self._consequences.annotated(records, self.contigs, write=self._write_bcsq)
 
     def _wanted(self, records: Iterable[VcfRecord]) -> Iterator[VcfRecord]:
         for record in records:
@@ -127,6 +135,7 @@ def open_variants(
     check_ref: str = "w",
     max_ref_mismatch: float | None = None,
     synonyms: Sequence[frozenset[str]] = (),
+    consequences: ConsequenceCaller | None = None,
 ) -> Variants:
     """Read a variant file once before anything expensive happens.
 
@@ -140,6 +149,7 @@ def open_variants(
         check_ref: What becomes of a record whose REF is not the genome's, a letter of `CHECK_REF`.
         max_ref_mismatch: As for `evo_data.preflight.check_build`.
         synonyms: Contig names of an alias file (`evo_data.contigs.read_alias_file`).
+        consequences: Calls the consequences of every allele; INFO gets BCSQ unless it has it.
 
     Raises:
         VcfError: if the file cannot be read to its end.
@@ -174,6 +184,9 @@ def open_variants(
     _require_a_contig(list(names), contigs, genome)
     if check_ref == "e" and found._first_differing is not None:
         raise EvoError(found.complaint(found._first_differing))
+    if consequences is not None:
+        found._consequences = consequences
+        found._write_bcsq = with_bcsq(found.header, consequences.header_line)
     return found
 
 
@@ -256,6 +269,7 @@ class ScoringRun:
         max_allele: int = DEFAULT_MAX_ALLELE,
         allow_out_of_domain: bool = False,
         command: str | None = None,
+        circular: Collection[str] = (),
     ) -> None:
         """Check the domain, find a shape that fits the memory, measure one forward.
 
@@ -268,6 +282,7 @@ class ScoringRun:
             max_allele: Longest allele that is scored, in bases.
             allow_out_of_domain: Consent to score a genome that the model was not trained for.
             command: The command line, for outputs; None leaves it out.
+            circular: The genome's contigs whose ends are joined.
 
         Raises:
             OutOfDomainError: without that consent.
@@ -285,6 +300,7 @@ class ScoringRun:
             strands=strands,
             max_allele=max_allele,
             flags=(OUT_OF_DOMAIN_FLAG,) if domain_note else (),
+            circular=circular,
         )
         self.variants = variants
         runner.probe()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evo_data.circular import rotate
 from evo_data.errors import ContigError
 from evo_data.fasta import Fasta
 from evo_data.symbolic import resolve
@@ -149,6 +150,7 @@ class VariantScorer:
         strands: str = "both",
         max_allele: int = DEFAULT_MAX_ALLELE,
         flags: tuple[str, ...] = (),
+        circular: Collection[str] = (),
     ) -> None:
         """Prepare.
 
@@ -160,6 +162,7 @@ class VariantScorer:
             max_allele: Longest allele that is scored, in bases; alleles longer than half the
                 window are too long as well.
             flags: Put on every allele.
+            circular: The genome's contigs whose ends are joined.
 
         Raises:
             UsageError: for unknown strands, or a window too small to hold a variant.
@@ -176,6 +179,7 @@ class VariantScorer:
         self.window = window
         self.max_allele = min(max_allele, window // 2 - runner.step + 1)
         self.flags = flags
+        self.circular = frozenset(circular)
         self.reference_bits = ReferenceBits()
 
     def score(self, records: Iterable[VcfRecord]) -> Iterator[ScoredRecord]:
@@ -251,6 +255,10 @@ class VariantScorer:
         # Measured on the trimmed variant: padding and siblings must not cost an allele its score.
         if max(edit.end - edit.start, len(edit.alt)) > self.max_allele:
             return replace(named, status=AlleleStatus.TOO_LONG, flags=self.flags)
+        turned = None
+        if self.contigs[variant.contig] in self.circular:
+            turned = rotate(fetch, length, edit, self.window)
+            fetch, edit = turned.fetch, turned.edit
         try:
             windows, flags = variant_windows(
                 fetch, length, edit, self.window, self.strands, step=self.runner.step
@@ -258,6 +266,7 @@ class VariantScorer:
         except ContigError:
             return replace(named, status=AlleleStatus.CONTIG_SHORT, flags=self.flags)
         first = windows[0]
+        start = first.start if turned is None else turned.position(first.start)
         # At the end of a contig nothing may be left to compare on one strand: equal windows of
         # different alleles say nothing and would only halve the other strand's score.
         telling = [w for w in windows if w.fork < len(w.ref)]
@@ -268,8 +277,8 @@ class VariantScorer:
                 named,
                 flags=(*self.flags, *sorted(flags)),
                 window=len(first.ref),
-                window_start=first.start,
-                window_end=first.end,
+                window_start=start,
+                window_end=start + len(first.ref),
                 n_in_window=int((first.ref == _N).sum()),
             ),
             windows,

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evo_data.csq import worst_consequence
 from evo_data.variant import AlleleStatus, Variant
 from evo_data.vcf import VcfRecord
 from evo_data.windows import StrandWindow
@@ -167,14 +168,20 @@ TABLE_COLUMNS: tuple[str, ...] = (
     "chrom", "pos", "id", "ref", "alt", "key", "hgvs_g", "kind", "indel_len", "status", "flags",
     "dll", "dll_fwd", "dll_rc", "dmean", "llr", "dll_allele", "dll_flank", "ll_ref", "ll_alt",
     "norm_pos", "norm_ref", "norm_alt", "window", "window_start", "window_end", "n_in_window",
+    "gene", "transcript", "consequence", "num_transcripts",
 )  # fmt: skip
 """Columns of TSV, Parquet and DataFrame: one row per alternate allele. `pos` and `norm_pos` are
-1-based as in VCF; `window_start` and `window_end` are 0-based half-open."""
+1-based as in VCF; `window_start` and `window_end` are 0-based half-open, and on a circular contig the
+end may pass its length. The last four are the worst consequence that bcftools csq calls, where
+an annotation is given, and on how many transcripts it calls any."""
 
 
 def table_row(record: VcfRecord, allele: AlleleScore) -> tuple[object, ...]:
     """One row in the order of `TABLE_COLUMNS`; missing values are None, flags are joined by `|`."""
     normalised = allele.normalised
+    worst = None
+    if record.consequences and allele.alt in record.alts:
+        worst = worst_consequence(record.consequences[record.alts.index(allele.alt)])
     return (
         record.contig, record.pos, None if record.id == "." else record.id, record.ref, allele.alt,
         allele.key, allele.hgvs_g, allele.kind, allele.indel_len, allele.status.value,
@@ -184,6 +191,7 @@ def table_row(record: VcfRecord, allele: AlleleScore) -> tuple[object, ...]:
         normalised.pos if normalised else None, normalised.ref if normalised else None,
         normalised.alt if normalised else None, allele.window, allele.window_start,
         allele.window_end, allele.n_in_window,
+        *((worst.gene or None, worst.transcript or None, worst.consequence, worst.num_transcripts) if worst else (None,) * 4),
     )  # fmt: skip
 
 

@@ -20,11 +20,23 @@ from evo_toolkit.variants.scores import TABLE_COLUMNS, RunInfo, ScoredRecord, ta
 ColumnType = Literal["string", "category", "int", "float"]
 
 COLUMN_TYPES: dict[str, ColumnType] = {
-    **dict.fromkeys(("id", "ref", "alt", "key", "hgvs_g", "norm_ref", "norm_alt"), "string"),
-    # Few distinct values: dictionary-encoded in Parquet, categories in pandas.
-    **dict.fromkeys(("chrom", "kind", "status", "flags"), "category"),
     **dict.fromkeys(
-        ("pos", "indel_len", "norm_pos", "window", "window_start", "window_end", "n_in_window"),
+        ("id", "ref", "alt", "key", "hgvs_g", "norm_ref", "norm_alt", "gene", "transcript"),
+        "string",
+    ),
+    # Few distinct values: dictionary-encoded in Parquet, categories in pandas.
+    **dict.fromkeys(("chrom", "kind", "status", "flags", "consequence"), "category"),
+    **dict.fromkeys(
+        (
+            "pos",
+            "indel_len",
+            "norm_pos",
+            "window",
+            "window_start",
+            "window_end",
+            "n_in_window",
+            "num_transcripts",
+        ),
         "int",
     ),
     **dict.fromkeys(

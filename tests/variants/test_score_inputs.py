@@ -153,3 +153,67 @@ def test_an_alias_file(model: Path, tmp_path: Path) -> None:
     frame = scored(tmp_path, renamed, FASTA, "-m", model, "--contig-aliases", aliases)
     assert frame["dll"].equals(scored(tmp_path, VCF, FASTA, "-m", model)["dll"])
     assert set(frame["#chrom"]) == {"plastid"}
+
+
+def test_a_circle_has_no_ends(model: Path, tmp_path: Path) -> None:
+    """The same variants on the same circle cut open elsewhere score the same."""
+    circle, cut = SEQUENCE[:700], 350
+    rows = []
+    for name, text, offset in (("a.fa", circle, 0), ("b.fa", circle[cut:] + circle[:cut], cut)):
+        (tmp_path / name).write_text(f">p\n{text}\n")
+        rows.append(
+            [f"p-{p + 1}-{text[p]}-{text[p]}{'ACGT'[p % 4]}" for p in [(x - offset) % 700 for x in (0, 1, 20, 340, 351, 690)]]
+            + [f"p-{p + 1}-{text[p]}-{'ACGT'['CGTA'.index(text[p])]}" for p in [(x - offset) % 700 for x in (0, 5, 349, 350, 699)]]
+        )  # fmt: skip
+    # Not p % 4: the inserted base must not depend on where the circle is cut.
+    rows = [[re.sub(r"-([ACGT])\1[ACGT]$", r"-\1\1C", x) for x in row] for row in rows]
+    rows = [[re.sub(r"-([ACGT])-\1[ACGT]$", r"-\1-\1C", x) for x in row] for row in rows]
+    frames = [
+        scored(tmp_path, tmp_path / name, "-m", model, "--circular", "p", *[x for text in texts for x in ("--variant", text)])
+        for name, texts in zip(("a.fa", "b.fa"), rows, strict=True)
+    ]  # fmt: skip
+    assert frames[0]["dll"].tolist() == frames[1]["dll"].tolist()
+    assert frames[0]["flags"].isna().all() and frames[1]["flags"].isna().all()
+    assert ((frames[0]["window_start"] - frames[1]["window_start"]) % 700 == cut).all()
+    linear = scored(tmp_path, tmp_path / "a.fa", "-m", model, "--variant", rows[0][0])
+    assert linear["flags"][0] == "window_shifted" and linear["dll"][0] != frames[0]["dll"][0]
+    result = run(tmp_path / "a.fa", "-m", model, "--variant", rows[0][0], "--circular", "q")
+    assert result.exit_code == 2 and "no such contig; it has p" in result.stderr
+
+
+TERMS = {
+    "nonsense": "stop_gained", "upstream": None, "downstream": None, "intergenic": None,
+}  # fmt: skip
+
+
+def test_consequences(model: Path, tmp_path: Path) -> None:
+    """The demo's variants carry the consequences that were worked out when they were made."""
+    gff = demo_file("NC_000932.gff3")
+    out = tmp_path / "o.vcf"
+    result = run(VCF, FASTA, "-m", model, "--gff", gff, "--genetic-code", "11", "-o", out)
+    assert result.exit_code == 0, result.stderr
+    assert "transcripts; left out" in result.stderr, "rps12 is trans-spliced"
+    assert "##INFO=<ID=BCSQ," in out.read_text()
+    frame = scored(tmp_path, VCF, FASTA, "-m", model, "--gff", gff, "--genetic-code", "11")
+    known = []
+    for line in VCF.read_text().splitlines():
+        if not line.startswith("#"):
+            info = dict(x.partition("=")[::2] for x in line.split("\t")[7].split(";"))
+            known += [(info.get("GENE"), TERMS.get(x, x)) for x in info["CONSEQUENCE"].split(",")]
+    found = frame["consequence"].astype(object).where(frame["consequence"].notna(), None)
+    for (gene, expected), term, name in zip(known, found, frame["gene"], strict=True):
+        if expected is None:
+            assert term is None or name != gene
+        else:
+            assert expected in term.split("&") and name == gene
+    assert out.read_text().count("BCSQ=") == frame.groupby("pos")["gene"].any().sum() > 30
+    # A file that has BCSQ keeps it.
+    second = tmp_path / "p.vcf"
+    result = run(out, FASTA, "-m", model, "--gff", gff, "--info-prefix", "X", "-o", second)
+    assert result.exit_code == 0
+    assert second.read_text().count("BCSQ=") == out.read_text().count("BCSQ=")
+    assert scored(tmp_path, VCF, FASTA, "-m", model)["consequence"].isna().all()
+    bad = tmp_path / "bad.gff"
+    bad.write_text("nothing\n")
+    result = run(VCF, FASTA, "-m", model, "--gff", bad)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
