@@ -24,19 +24,19 @@ def read_regions(
 
     Raises:
         UsageError: for a region that is not understood, or lies outside of its contig.
-        EvoError: for a BED file of which that is true, naming the line.
+        EvoError: for a BED file of which that is true, naming the line, or when no base is left.
     """
     contigs = ContigAliases(lengths)
-    found = []
-    for text in texts:
-        found.append(_from_text(text, contigs, lengths))
+    found = [_from_text(text, contigs, lengths) for text in texts]
     if bed is not None:
         found.extend(_from_bed(Path(bed), contigs, lengths))
-        if not found:
-            raise EvoError(f"{bed}: no region in it; give a BED file with at least one line")
     elif not texts:
         found = [Interval(name, 0, length) for name, length in lengths.items()]
-    return merged(found, lengths)
+    regions = merged(found, lengths)
+    if not regions:
+        where = str(bed) if bed is not None else ", ".join(texts) or "the genome"
+        raise EvoError(f"{where}: no region with a base in it; give one of at least one base")
+    return regions
 
 
 def merged(regions: Iterable[Interval], lengths: Mapping[str, int]) -> list[Interval]:

@@ -235,6 +235,16 @@ def test_regions(tmp_path: Path) -> None:
             read_regions((), bed, lengths)
 
 
+def test_regions_without_a_base(tmp_path: Path) -> None:
+    bed = tmp_path / "r.bed"
+    for text in ("", "#nothing\n", "chr1\t5\t5\n"):
+        bed.write_text(text)
+        with pytest.raises(EvoError, match=r"r.bed: no region with a base"):
+            read_regions((), bed, {"chr1": 50})
+    with pytest.raises(EvoError, match="empty: no region"):
+        read_regions(["empty"], None, {"empty": 0, "chr1": 50})
+
+
 def test_options_that_do_not_fit(tmp_path: Path, toy_model: StripedHyena2) -> None:
     genome = genome_of(tmp_path, SEQUENCE)
     for options in [{"stride": 65}, {"window": 1}, {"strands": "up"}, {"whole": True}]:
