@@ -1,7 +1,9 @@
-"""A corpus made of literals."""
+"""Corpora for tests: one made of literals, and genomes to make one of."""
 
 from __future__ import annotations
 
+import random
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from evo_data.alphabet import reverse_complement
 from evo_data.corpus import Corpus, Genome, Record
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from corpus_files import random_bases, write_fasta
 
 MakeCorpus = Callable[..., Corpus]
 
@@ -66,3 +73,25 @@ def make_corpus() -> MakeCorpus:
         )
 
     return make
+
+
+@pytest.fixture
+def genomes(tmp_path: Path) -> Path:
+    """A folder with two groups, near strains, soft-masked bases, N runs and a duplicate."""
+    rng = random.Random(0)
+    folder = tmp_path / "genomes"
+    strain = random_bases(rng, 5000)
+    plasmid = random_bases(rng, 1001)
+    near = list(strain)
+    for at in rng.sample(range(5000), 10):
+        near[at] = rng.choice("ACGT")
+    write_fasta(folder / "bacteria" / "a.fna", {"chr": strain, "plasmid": plasmid})
+    write_fasta(
+        folder / "bacteria" / "b.fna",
+        {"chr": "".join(near), "other": reverse_complement(plasmid.encode()).decode()},
+    )
+    masked = (
+        random_bases(rng, 300) + random_bases(rng, 45, "acgtn") + "NNNNNNN" + random_bases(rng, 648)
+    )
+    write_fasta(folder / "fungi" / "c.fa", {"chr1": masked, "chr2": random_bases(rng, 7)})
+    return folder
