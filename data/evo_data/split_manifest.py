@@ -76,7 +76,7 @@ def read_split(path: Path | str, corpus: Corpus) -> Split:
     if content.get("format_version") != FORMAT_VERSION:
         raise SplitError(
             f"{path}: format version {content.get('format_version')}, this program reads "
-            f"{FORMAT_VERSION}; update it, or split again"
+            f"{FORMAT_VERSION}; update evo-toolkit, or split again"
         )
     index = {
         (corpus.genomes[record.genome].name, record.name): at

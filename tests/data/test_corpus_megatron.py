@@ -118,7 +118,7 @@ def test_tokens_that_are_no_bytes(tmp_path: Path) -> None:
     prefix = _write(tmp_path / "p", [[b"ACGT"]], np.int32)
     tokens = np.array([65, 66, 300, 65], np.int32)
     (tmp_path / "p.bin").write_bytes(tokens.tobytes())
-    with pytest.raises(CorpusError, match="token 300 at position 2 is no byte"):
+    with pytest.raises(CorpusError, match="token 300 at position 2 is not a byte"):
         open_megatron(prefix)
 
 
@@ -137,9 +137,9 @@ def _patched(offset: int, data: bytes) -> object:
         (_patched(9, b"\2"), "index version 2"),
         (_patched(17, b"\6"), "dtype code 6"),
         (_patched(18, b"\xff" * 8), "truncated or of another kind"),
-        (_patched(34, struct.pack("<i", -1)), "impossible positions"),
-        (_patched(34, struct.pack("<i", 10_000)), "the index speaks of"),
-        (_patched(34 + 24, struct.pack("<q", 1)), "impossible positions"),
+        (_patched(34, struct.pack("<i", -1)), "positions or lengths that cannot be"),
+        (_patched(34, struct.pack("<i", 10_000)), "the index needs"),
+        (_patched(34 + 24, struct.pack("<q", 1)), "positions or lengths that cannot be"),
         (_patched(34 + 24 + 8 * 4, struct.pack("<q", 0)), "do not follow each other"),
         (_patched(34 + 24 + 48, struct.pack("<q", 3)), "document bounds"),
     ],
@@ -160,10 +160,10 @@ def test_damaged_tokens(prefix: Path) -> None:
     path = Path(f"{prefix}.bin")
     data = path.read_bytes()
     path.write_bytes(data[:-2])
-    with pytest.raises(CorpusError, match="the index speaks of"):
+    with pytest.raises(CorpusError, match="the index needs"):
         open_megatron(prefix)
     path.write_bytes(data[:-1])
-    with pytest.raises(CorpusError, match="no whole tokens"):
+    with pytest.raises(CorpusError, match="not whole tokens of"):
         open_megatron(prefix)
     path.write_bytes(b"")
     with pytest.raises(CorpusError):

@@ -141,7 +141,7 @@ def test_a_pickle_is_small_and_knows_its_corpus(genomes: Path, tmp_path: Path) -
     assert len(pickled) < 500
     assert pickle.loads(pickled).records == corpus.records
     prepare([genomes / "fungi"], tmp_path / "c", force=True)
-    with pytest.raises(CorpusError, match="exchanged"):
+    with pytest.raises(CorpusError, match="replaced by another"):
         pickle.loads(pickled)
 
 

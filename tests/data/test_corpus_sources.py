@@ -14,7 +14,7 @@ from corpus_files import content_of, made, random_bases, refusal, write_fasta
 from evo_data.corpus import Corpus, prepare, read_groups
 from evo_data.corpus import sources as sources_module
 from evo_data.corpus.sources import find_sources, read_source
-from evo_data.errors import CorpusError
+from evo_data.errors import CorpusError, EvoDataError
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1 << 23])
@@ -142,5 +142,5 @@ def test_groups_from_a_table(genomes: Path, tmp_path: Path) -> None:
         table.write_text(text)
         with pytest.raises(CorpusError, match=complaint):
             read_groups(table)
-    with pytest.raises(CorpusError, match="No such file"):
+    with pytest.raises(EvoDataError, match="No such file"):
         read_groups(tmp_path / "absent.tsv")

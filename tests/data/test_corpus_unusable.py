@@ -44,9 +44,9 @@ BAD: dict[str, tuple[bytes | Callable[[Path], None], str]] = {
     "behind.fa.gz": (gzip.compress(_RAW) + b"junk", "damaged compressed data"),
     "cut.fa.bgz": (_bgzip_without_end, "end-of-file block is missing"),
     "stub.fa.gz": (b"\x1f\x8b", "truncated"),
-    "junk.fa": (bytes(range(256)) * 9, "no genome"),
+    "junk.fa": (bytes(range(256)) * 9, "not a genome"),
     "junk2.fa": (b">" + bytes(range(256)) * 9, "no sequence can be used"),
-    "zeros.fa": (b"\0" * 5000, "no genome"),
+    "zeros.fa": (b"\0" * 5000, "not a genome"),
     "nul.fa": (b">a\n" + b"\0" * 5000, "binary data"),
     "protein.fa": (b">p\nMSILFELQPEWLFIEQPLLKMDE\n", "not nucleotides"),
     "mild_protein.fa": (b">p\nMKTAYNRHDSSWKVYMMKSW\n", "a protein?"),
@@ -57,7 +57,7 @@ BAD: dict[str, tuple[bytes | Callable[[Path], None], str]] = {
     "wide.fa": (">a\nACGT\n".encode("utf-16"), "UTF-16"),
     "lfs.fa": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     "squeezed.fa": (b"BZh91AY", "bzip2"),
-    "text.fa": (b"hello\n", "no genome"),
+    "text.fa": (b"hello\n", "not a genome"),
     "locus.gb": (b"LOCUS       X\n", "GenBank"),
 }
 
@@ -189,7 +189,7 @@ def test_outputs_that_are_something_else(genomes: Path, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="holds other files"):
         prepare([genomes], folder, force=True)
     (folder / MANIFEST).write_text('{"name": "a web app"}')
-    with pytest.raises(CorpusError, match="is not that of a corpus"):
+    with pytest.raises(CorpusError, match="not the manifest of a corpus"):
         prepare([genomes], folder, force=True)
     with pytest.raises(CorpusError, match="is a file"):
         prepare([genomes], folder / "thesis.tex")

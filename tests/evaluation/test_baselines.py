@@ -274,7 +274,7 @@ def test_genomes_are_found_in_files_folders_and_gzip(tmp_path: Path) -> None:
         with pytest.raises(EvoDataError, match=text):
             find_genomes([bad])
     (tmp_path / "bad.fa").write_bytes(b"ACGT")
-    with pytest.raises(EvoDataError, match="no genome: a FASTA file begins with >"):
+    with pytest.raises(EvoDataError, match="not a genome: a FASTA file begins with >"):
         find_genomes([tmp_path / "bad.fa"])[0].read()
     (tmp_path / "cut.fa.gz").write_bytes(gzip.compress(b">r\nACGT")[:-6])
     with pytest.raises(EvoDataError, match="truncated"):

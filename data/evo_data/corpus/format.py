@@ -239,7 +239,9 @@ class Corpus:
     def __setstate__(self, state: dict[str, Any]) -> None:
         opened = Corpus.open(state["path"])
         if opened.digest != state["digest"]:
-            raise CorpusError(f"{state['path']}: the corpus was exchanged while it was in use")
+            raise CorpusError(
+                f"{state['path']}: the corpus was replaced by another while it was in use"
+            )
         self.__dict__.update(opened.__dict__)
 
     def __repr__(self) -> str:

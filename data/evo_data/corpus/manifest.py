@@ -172,7 +172,7 @@ class Manifest:
             if version != FORMAT_VERSION:
                 raise CorpusError(
                     f"{where}: format version {version}, this program reads {FORMAT_VERSION}; "
-                    "update it, or prepare the corpus anew"
+                    "update evo-toolkit, or prepare the corpus anew"
                 )
             # Keys that a later program may add are passed over.
             known = {name: content[name] for name in (f.name for f in fields(cls))}

@@ -76,7 +76,7 @@ class TokenSequence:
             if bad.any():
                 at = int(bad.argmax())
                 raise CorpusError(
-                    f"{self._path}: token {int(tokens[at])} at position {start + at} is no byte; "
+                    f"{self._path}: token {int(tokens[at])} at position {start + at} is not a byte; "
                     "only corpora of the byte tokenizer (CharLevelTokenizer) can be read"
                 )
         return tokens.astype(np.uint8)
@@ -102,14 +102,18 @@ def open_megatron(prefix: Path | str) -> Corpus:
     dtype, lengths, pointers, bounds = _parse_index(idx, content)
     item = np.dtype(dtype).itemsize
     if num_bytes % item:
-        raise CorpusError(f"{tokens_file}: {num_bytes:,} bytes are no whole tokens; copy it again")
+        raise CorpusError(
+            f"{tokens_file}: {num_bytes:,} bytes are not whole tokens of {item} bytes; copy it again"
+        )
     if (pointers % item).any() or (pointers < 0).any() or (lengths < 0).any():
-        raise CorpusError(f"{idx}: impossible positions; the file is damaged: copy it again")
+        raise CorpusError(
+            f"{idx}: positions or lengths that cannot be; the file is damaged: copy it again"
+        )
     starts = pointers // item
     ends = starts + lengths
     if ends.size and int(ends.max()) * item > num_bytes:
         raise CorpusError(
-            f"{tokens_file}: has {num_bytes:,} bytes, the index speaks of "
+            f"{tokens_file}: has {num_bytes:,} bytes, the index needs "
             f"{int(ends.max()) * item:,}; copy it again"
         )
     sequence = TokenSequence(tokens_file, dtype)

@@ -23,6 +23,7 @@ from evo_data.corpus.format import WORK, Corpus
 from evo_data.corpus.manifest import FORMAT, INTERVALS, MANIFEST, Encoding, Manifest
 from evo_data.corpus.sources import Input, find_sources, folder_name, genome_name
 from evo_data.errors import CorpusError, OutputExistsError
+from evo_data.files import read_text
 
 Duplicates = Literal["drop", "keep", "error"]
 Groups = Mapping[str, str] | Literal["parent"] | None
@@ -74,19 +75,14 @@ def prepare(
         OSError: if the disk is full or forbids writing; the same call takes it up again.
     """
     output = Path(output)
-    settings: dict[str, Any] = {
-        "duplicates": duplicates,
-        "clusters": (
-            {
-                "k": kmers.K,
-                "scale": kmers.SCALE,
-                "threshold": kmers.CLUSTER_CONTAINMENT,
-                "of": "larger",
-            }
-            if cluster
-            else None
-        ),
-    }
+    settings: dict[str, Any] = {"duplicates": duplicates, "clusters": None}
+    if cluster:
+        settings["clusters"] = {
+            "k": kmers.K,
+            "scale": kmers.SCALE,
+            "threshold": kmers.CLUSTER_CONTAINMENT,
+            "of": "larger",
+        }
     if encoding not in ("bytes", "packed"):
         raise CorpusError(f"encoding {encoding!r} is not known; use 'bytes' or 'packed'")
     if duplicates not in ("drop", "keep", "error"):
@@ -161,21 +157,18 @@ def read_groups(path: Path | str) -> dict[str, str]:
     """Read a table of groups: genome (or file) name, tab, group; lines that begin with # are left.
 
     Raises:
-        CorpusError: naming the line that is none, or names a genome again with another group.
+        EvoDataError: if the table cannot be read.
+        CorpusError: naming the line that is wrong, or names a genome again with another group.
     """
-    path = Path(path)
     groups: dict[str, str] = {}
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise CorpusError(f"{path}: cannot be read: {reason}") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         columns = [column.strip() for column in line.split("\t")]
         if len(columns) != 2 or not all(columns):
-            raise CorpusError(f"{path}:{number}: needs two columns, genome and group, with a tab")
+            raise CorpusError(
+                f"{path}:{number}: needs two columns, genome and group, separated by a tab"
+            )
         name, group = columns
         if groups.setdefault(name, group) != group:
             raise CorpusError(f"{path}:{number}: {name} was in group {groups[name]} before")
@@ -202,7 +195,7 @@ def _check_folder(output: Path) -> None:
         ours = False
     if not ours:
         raise CorpusError(
-            f"{output / MANIFEST}: is not that of a corpus, or damaged; give another folder, or "
+            f"{output / MANIFEST}: not the manifest of a corpus, or damaged; give another folder, or "
             "delete this one"
         )
 
@@ -229,10 +222,9 @@ def _existing(
     ):
         return None
     for source, item in zip(sources, inputs, strict=True):
-        if source.genome is not None:
-            group = manifest.genomes[source.genome].group
-            if group != group_of[item.path]:
-                return None
+        genome = None if source.genome is None else manifest.genomes[source.genome]
+        if genome is not None and genome.group != group_of[item.path]:
+            return None
         if source.sha256 != item.sha256():
             return None
     return manifest

@@ -190,7 +190,7 @@ def detect_format(path: Path) -> str:
         if text.startswith(start):
             raise CorpusError(f"{path}: looks like {known}; give FASTA, GenBank or EMBL")
     raise CorpusError(
-        f"{path}: no genome: a FASTA file begins with >, a GenBank file with LOCUS, an EMBL file "
+        f"{path}: not a genome: a FASTA file begins with >, a GenBank file with LOCUS, an EMBL file "
         "with ID"
     )
 
