@@ -19,7 +19,7 @@ from evo_data.codon_positions import CodonPositions, read_codon_positions
 from evo_data.corpus import Corpus
 from evo_data.errors import EvoDataError
 from evo_data.split_manifest import read_split
-from evo_data.splits import Segment, split_by_blocks, split_by_contigs, without_gaps
+from evo_data.splits import Segment, split_by_blocks, split_by_contigs, whole_records, without_gaps
 from evo_data.training_windows import SOFT_MASK_WEIGHT, Strands, TrainingWindows
 from evo_toolkit.errors import UsageError
 from evo_toolkit.training.genome_cache import open_genomes
@@ -169,27 +169,12 @@ class GenomeDataModule(LightningDataModule):
             return
         self._check_arguments()
         corpus = open_genomes(self.genomes, self.cache_dir)
-        train: Sequence[Segment] | None = None
-        val: tuple[Corpus, Sequence[Segment] | None] | None = None
-        if self.val_genomes is not None:
-            val = open_genomes(self.val_genomes, self.cache_dir), None
-            _say_if_known(val[0], corpus)
-        elif self.split is not None:
-            parts = read_split(self.split, corpus)
-            train, val = parts.train, (corpus, parts.val) if parts.val else None
-        elif self.val_contigs is not None:
-            parts = split_by_contigs(corpus, val=self.val_contigs)
-            train, val = parts.train, (corpus, parts.val)
-        elif self.val_fraction is not None:
-            parts = split_by_blocks(corpus, val_fraction=self.val_fraction, seed=self.seed)
-            train, val = parts.train, (corpus, parts.val)
+        val_corpus, train, val = self._parts(corpus)
         if self.skip_gaps:
             train = without_gaps(corpus, train)
-            val = val and (val[0], without_gaps(*val))
-        groups = {genome.group for genome in corpus.genomes}
-        if val is not None:
-            groups |= {genome.group for genome in val[0].genomes}
-        self._groups = sorted(groups)
+            val = val and without_gaps(val_corpus, val)
+        genomes = [*corpus.genomes, *val_corpus.genomes]
+        self._groups = sorted({genome.group for genome in genomes})
         self.windows = TrainingWindows(
             corpus,
             context_length=self.context_length,
@@ -208,20 +193,20 @@ class GenomeDataModule(LightningDataModule):
             # In a keyed order too, so that a few batches are a fair sample of all.
             try:
                 self.val_windows = TrainingWindows(
-                    val[0],
+                    val_corpus,
                     context_length=self.context_length,
-                    segments=val[1],
+                    segments=val,
                     cluster_weights=False,
                     strands=self.val_strands,
                     seed=self.seed,
                     soft_mask_weight=1.0,
-                    tags=self.tags if val[0] is corpus else None,
+                    tags=self.tags if val_corpus is corpus else None,
                     groups=self._groups,
                 )
             except EvoDataError as error:
                 raise EvoDataError(f"validation: {error}") from error
             if self.val_annotations is not None:
-                self._codon_positions = read_codon_positions(self.val_annotations, val[0])
+                self._codon_positions = read_codon_positions(self.val_annotations, val_corpus)
 
     def train_dataloader(self) -> DataLoader[Row]:
         """The loader of this rank, which goes on where the run is."""
@@ -286,6 +271,22 @@ class GenomeDataModule(LightningDataModule):
                 "val_annotations are given, but nothing to validate on; give val_genomes, "
                 "val_fraction, val_contigs or split too"
             )
+
+    def _parts(self, corpus: Corpus) -> tuple[Corpus, Sequence[Segment], Sequence[Segment] | None]:
+        """Return the corpus to validate on, the segments to train on, and those to validate on."""
+        if self.val_genomes is not None:
+            val_corpus = open_genomes(self.val_genomes, self.cache_dir)
+            _say_if_known(val_corpus, corpus)
+            return val_corpus, whole_records(corpus), whole_records(val_corpus)
+        if self.split is not None:
+            split = read_split(self.split, corpus)
+        elif self.val_contigs is not None:
+            split = split_by_contigs(corpus, val=self.val_contigs)
+        elif self.val_fraction is not None:
+            split = split_by_blocks(corpus, val_fraction=self.val_fraction, seed=self.seed)
+        else:
+            return corpus, whole_records(corpus), None
+        return corpus, split.train, split.val or None
 
     def _fingerprint(self) -> str | None:
         return None if self.windows is None else self.windows.digest
