@@ -110,6 +110,11 @@ def parse_variant(text: str, genome: Fasta, contigs: ContigAliases) -> TextVaria
             if pos < 1:
                 raise EvoDataError(f"variant {text!r}: positions start at 1")
             return TextVariant(contig, pos, _dna(match["ref"]), _dna(match["alt"]))
+    if re.fullmatch(rf"\S+:([gm]\.)?\d+{_BASES}", text):
+        raise EvoDataError(
+            f"variant {text!r} ends before its alternate base; quote it, since > sends output to a file: "
+            f"'{text}>A'"
+        )
     if ":g." in text or ":m." in text:
         raise EvoDataError(
             f"variant {text!r}: this HGVS description is not understood; substitution, del, dup, ins with "

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pysam.bcftools
 import pytest
 
 from evo_data.builds import BUILDS, accession, build_named, build_of_lengths
 from evo_data.contigs import ContigAliases
 from evo_data.errors import ContigError
 from evo_data.fasta import Fasta
-from evo_data.preflight import check_build, check_refs
+from evo_data.preflight import check_build, check_refs, ref_differs
 from evo_data.vcf import VariantReader
 
 SEQUENCE = "".join(random.Random(3).choices("ACGT", k=600))
@@ -135,3 +136,23 @@ def test_brca1_of_the_other_build(shared_dir: Path) -> None:
                             check_build(*arguments)
                     else:
                         assert check_build(*arguments) == []
+
+
+def test_ref_is_checked_as_bcftools_does(tmp_path: Path, genome: Fasta) -> None:
+    """Oracle: the records that `bcftools norm -c x` leaves out."""
+    rng = random.Random(9)
+    rows = ["##fileformat=VCFv4.3\n##contig=<ID=chr1,length=600>\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"]  # fmt: skip
+    for number in range(300):
+        pos, size = rng.randrange(1, 590), rng.choice([1, 1, 1, 2, 5])
+        ref = SEQUENCE[pos - 1 : pos - 1 + size]
+        if rng.random() < 0.4:
+            ref = "".join(rng.choices("ACGTacgt", k=size))
+        alt = rng.choice([base for base in "ACGT" if base != ref[0].upper()])
+        rows.append(f"chr1\t{pos}\tr{number}\t{ref}\t{alt}\t.\t.\t.\n")
+    path = tmp_path / "v.vcf"
+    path.write_text("".join(rows))
+    kept = pysam.bcftools.norm("-c", "x", "-f", str(genome.path), str(path))
+    expected = {line.split("\t")[2] for line in kept.splitlines() if not line.startswith("#")}
+    with VariantReader(path) as reader:
+        found = {r.id for r in reader if not ref_differs(r, genome, "chr1")}
+    assert found == expected and 150 < len(found) < 250

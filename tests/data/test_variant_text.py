@@ -91,6 +91,8 @@ def test_other_kinds(text: str, expected: tuple[str, int, str, str], genome: Fas
         ("NC_000932.1:6:10:", "only 7 bases"),
         ("NC_000932.1:0:7:", "whole contig"),
         ("17-0-A-G", "start at 1"),
+        ("17:g.5A", "quote it, since > sends output to a file: '17:g.5A>A'"),
+        ("17:5A", "quote it"),
         ("17-5-A", "not understood; write chr17-43045711-G-A"),
         ("17-5-A-<DEL>", "not understood"),
         ("", "not understood"),
