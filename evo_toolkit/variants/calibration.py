@@ -25,6 +25,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ _CODES = np.full(256, -1, dtype=np.int64)
 _CODES[[ord(base) for base in BASES]] = range(4)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """Means and distribution of neutral scores.
 
@@ -82,6 +83,7 @@ class Calibration:
     def num_scores(self) -> int:
         return int(self.counts.sum())
 
+    @cached_property
     def means(self) -> NDArray[np.float64]:
         """`[1024, 4]` drawn means, nats; those of folded contexts stand in both places."""
         return drawn_means(self.counts, self.sums, self.strength, folded=self.folded)
@@ -92,7 +94,7 @@ class Calibration:
         """`[n]` score minus neutral mean, nats; NaN where a context or alternate is -1."""
         known = (contexts >= 0) & (alts >= 0)
         found = np.full(len(scores), np.nan)
-        means = self.means()[contexts[known], alts[known]]
+        means = self.means[contexts[known], alts[known]]
         found[known] = np.asarray(scores, dtype=np.float64)[known] - means
         return found
 
@@ -192,6 +194,16 @@ def context_text(index: int) -> str:
     return "".join(BASES[(index >> 2 * place) & 3] for place in reversed(range(_WIDTH)))
 
 
+def context_number(bases: bytes) -> int:
+    """Number of five upper-case bases as `context_index` has it; -1 if another letter is among them."""
+    index = 0
+    for code in _CODES[np.frombuffer(bases, np.uint8)].tolist():
+        if code < 0:
+            return -1
+        index = 4 * index + code
+    return index
+
+
 def contexts_of(
     genome: Fasta, contigs: Mapping[str, str], chroms: Iterable[str], positions: Iterable[int]
 ) -> NDArray[np.int64]:
@@ -207,13 +219,7 @@ def contexts_of(
         if contig is None or first < 0 or last > genome.lengths[contig]:
             found.append(-1)
             continue
-        index = 0
-        for code in _CODES[np.frombuffer(genome.fetch(contig, first, last), np.uint8)].tolist():
-            if code < 0:
-                index = -1
-                break
-            index = 4 * index + code
-        found.append(index)
+        found.append(context_number(genome.fetch(contig, first, last)))
     return np.array(found, dtype=np.int64)
 
 
@@ -356,7 +362,7 @@ class _Snvs:
 
 def _snvs(table: ScoredTable, column: str, genome: Fasta, folded: bool) -> Iterator[_Snvs]:
     contigs = ContigAliases(genome.lengths)
-    wanted = [*_PLACE, "status", column]
+    wanted = [*_PLACE, column]
     for chunk in table.chunks(wanted):
         found = chunk.rename(columns={"#chrom": "chrom"})
         missing = [name for name in wanted if name not in found]
@@ -364,7 +370,8 @@ def _snvs(table: ScoredTable, column: str, genome: Fasta, folded: bool) -> Itera
             raise EvoError(
                 f"{table.path} has no column {missing[0]}; its columns should be those of `evo-toolkit score`"
             )
-        kept = found[_is_snv(found) & (found["status"] == "ok").to_numpy() & found[column].notna()]
+        # A score is there exactly where the status is ok.
+        kept = found[_is_snv(found) & found[column].notna().to_numpy()]
         contexts, alts, refs = _numbers(kept, genome, contigs)
         wrong = np.flatnonzero((contexts >= 0) & ((contexts >> 2 * FLANK) & 3 != refs))
         if len(wrong):
@@ -446,7 +453,8 @@ def calibrate(
         raise EvoError(
             "no substitution of one base has a score in these tables; nothing can be calibrated"
         )
-    means = empty.means()
+    # Only now: counts and sums were filled in place.
+    means = empty.means
     calibrated = np.concatenate([p.scores - means[p.contexts, p.alts] for p in parts])
     quantiles = np.quantile(calibrated, np.linspace(0, 1, _NUM_QUANTILES))
     return replace(empty, quantiles=quantiles)

@@ -222,6 +222,8 @@ def test_regions(tmp_path: Path) -> None:
     bed.write_text("#x\ntrack name=a\nchr1\t0\t10\tname\n1 10 20\n\nchr2\t5\t5\n")
     found = read_regions(["chr2:91-100", "chr2:1,0-20"], bed, lengths)
     assert found == [Interval("chr2", 9, 20), Interval("chr2", 90, 100), Interval("chr1", 0, 20)]
+    inner = read_regions(["chr2:1-90", "chr2:5-20", "chr2:91-92"], None, lengths)
+    assert inner == [Interval("chr2", 0, 92)]
     assert read_regions(["2"], None, lengths) == [Interval("chr2", 0, 100)]
     assert read_regions((), None, lengths) == [Interval("chr2", 0, 100), Interval("chr1", 0, 50)]
     for text, message in [
