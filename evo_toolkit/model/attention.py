@@ -77,6 +77,22 @@ def _causal_through_rounded_scores(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("bhls,bshe->blhe", weights, v)
 
 
+def _two_segments_on_cpu(
+    q: Tensor, prefix_k: Tensor, prefix_v: Tensor, k: Tensor, v: Tensor
+) -> Tensor:
+    """`attention_two_segment` of `[1, L, H, E]` by the CPU's fused call, without score matrices.
+
+    As many own positions as queries. Both calls return the logarithm of their normaliser.
+    """
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    q = q.transpose(1, 2)
+    over_prefix, prefix_lse = fused(q, prefix_k.transpose(1, 2), prefix_v.transpose(1, 2))
+    over_own, own_lse = fused(q, k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
+    share = torch.sigmoid(prefix_lse - own_lse)[..., None]
+    y = torch.lerp(over_own.to(share.dtype), over_prefix.to(share.dtype), share)
+    return y.to(q.dtype).transpose(1, 2)
+
+
 def _starts(state: AttentionState | None, filled: int) -> tuple[int, ...]:
     """Position of a chunk's first token in its sequence: one for all rows, or one for each."""
     if state is None or state.prefix_k is None:
@@ -176,6 +192,9 @@ class Attention(nn.Module):
             return attention_two_segment(q, prefix_k, prefix_v, k, v, backend=backend)
         # Row by row: a call for all rows of one prefix would round by how many they are.
         rows = zip(q.split(1), prefix_k, prefix_v, k.split(1), v.split(1), strict=True)
+        fused = q.device.type == "cpu" and backend != "reference" and q.shape[1] == k.shape[1]
+        if fused and not torch.is_grad_enabled():
+            return torch.cat([_two_segments_on_cpu(*row) for row in rows])
         return torch.cat([attention_two_segment(*row, backend=backend) for row in rows])
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, *, cached: bool) -> Tensor:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from evo_toolkit.errors import UsageError
+from evo_toolkit.model.attention import Attention
 from evo_toolkit.model.config import StripedHyena2Config
 from evo_toolkit.model.precision import PrecisionPolicy, resolve_precision
 from evo_toolkit.model.rotary import rotary_frequencies
@@ -151,6 +152,23 @@ def test_continuations_of_several_prefixes_run_as_one_batch() -> None:
         gather_forks([(gathered, 0)])
     with pytest.raises(ValueError, match="at least one"):
         gather_forks([])
+
+
+@pytest.mark.parametrize("length", [1, 40])
+def test_fused_attention_of_forks_on_a_cpu_is_that_of_the_reference(length: int) -> None:
+    policy = PrecisionPolicy(name="default", compute_dtype=torch.float32)
+    plain = PrecisionPolicy(name="default", compute_dtype=torch.float32, backend="reference")
+    config = make("*").config
+    generator = torch.Generator().manual_seed(0)
+    prefix = torch.randn(2, 33, 96, generator=generator)
+    chunk = torch.randn(3, length, 96, generator=generator)
+    found = []
+    with torch.no_grad():
+        for mixer in (Attention(config, policy), Attention(config, plain)):
+            _, state = mixer(prefix, return_state=True)
+            (gathered,) = gather_forks([((state,), 1), ((state,), 0), ((state,), 1)])
+            found.append(mixer(chunk, gathered)[0])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
 def test_two_continuations_of_one_state_do_not_see_each_other() -> None:
