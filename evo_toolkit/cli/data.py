@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ import click
 from evo_toolkit.cli.common import quiet_option, user_errors
 from evo_toolkit.cli.data_calibrate import calibrate_command
 from evo_toolkit.cli.data_split import split_command
+from evo_toolkit.cli.progress import terminal_bar
 from evo_toolkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -85,7 +88,7 @@ def prepare_command(
     if Path(output).resolve() in {Path(genome).resolve() for genome in genomes}:
         raise UsageError(f"output {output} is also an input; give another folder with -o")
     try:
-        with _Progress(quiet) as progress:
+        with _reading_bar(quiet) as progress:
             manifest = prepare(
                 genomes,
                 output,
@@ -166,7 +169,8 @@ def _report_findings(corpus: Corpus, manifest: Manifest, where: str) -> None:
     kept = bool(manifest.duplicates) and manifest.duplicates[0].kept
     total = sum(d.length for d in manifest.duplicates)
     _list_findings(
-        f"{'kept though they' if kept else 'left out because they'} came before, {total:,} bases",
+        f"{'kept although' if kept else 'left out because'} the sequence came before "
+        f"({total:,} bases)",
         duplicates,
         where,
     )
@@ -192,34 +196,25 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.2f} %" if whole else "none"
 
 
-class _Progress:
-    """A bar on stderr with the file at hand; silent when quiet or where stderr is no terminal."""
+@contextmanager
+def _reading_bar(quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """Yield what shows bytes done, bytes in all and the file at hand."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    def __init__(self, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+    bar = terminal_bar(
+        TextColumn("reading"), BarColumn(), DownloadColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), TextColumn("{task.fields[file]}", markup=False), quiet=quiet,
+    )  # fmt: skip
+    task = bar.add_task("prepare", total=None, file="")
 
-        console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("reading"), BarColumn(), DownloadColumn(), TimeElapsedColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[file]}", markup=False),
-            console=console, disable=quiet or not console.is_terminal, transient=True,
-        )  # fmt: skip
-        self._task = self._bar.add_task("prepare", total=None, file="")
+    def show(done: int, total: int, file: str) -> None:
+        bar.update(task, completed=done, total=total, file=file)
 
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, done: int, total: int, file: str) -> None:
-        self._bar.update(self._task, completed=done, total=total, file=file)
+    with bar:
+        yield show

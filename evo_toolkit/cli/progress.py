@@ -1,9 +1,23 @@
-"""A progress bar over bases on stderr."""
+"""Progress bars on stderr."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
+
+def terminal_bar(*columns: ProgressColumn, quiet: bool) -> Progress:
+    """Return a bar that is gone when done; silent when quiet or where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    shown = console.is_terminal and not quiet
+    return Progress(*columns, console=console, disable=not shown, transient=True)
 
 
 @contextmanager
@@ -11,20 +25,12 @@ def progress_bar(
     what: str, total: int, unit: str, *, quiet: bool
 ) -> Iterator[Callable[[int], None]]:
     """Yield what advances a bar with rate and time left; silent when quiet or not on a terminal."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    bar = Progress(
+    bar = terminal_bar(
         TextColumn(what), BarColumn(), TextColumn("{task.percentage:.0f}%"),
         TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(),
-        console=console, disable=quiet or not console.is_terminal, transient=True,
+        quiet=quiet,
     )  # fmt: skip
     task = bar.add_task(what, total=total, rate="")
 

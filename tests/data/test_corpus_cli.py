@@ -47,7 +47,7 @@ def test_prepare_and_info(genomes: Path, tmp_path: Path) -> None:
     assert rows["soft-masked"] == "1.86 %"
     assert rows["effective bases"].startswith("213 (")
     assert rows["group phage"] == "1 genome, 7 bases, 7 effective"
-    assert "Warning: 1 record left out because they came before, 7 bases" in done.stderr
+    assert "Warning: 1 record left out because the sequence came before (7 bases)" in done.stderr
     assert "q (7 bases) is p of b on the other strand" in done.stderr
     assert "r: not nucleotides" in done.stderr
     assert str(output / "manifest.json") not in done.stderr
