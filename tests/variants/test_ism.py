@@ -329,3 +329,27 @@ def test_nothing_to_score(genome: Path, toy_model_dir: Path, tmp_path: Path) -> 
         result = run(genome, "-m", toy_model_dir, "-r", "c1:301-302", "-M", method, "-o", out)
         assert result.exit_code == 3, result.output
         assert np.isnan(np.load(out)[ism.ISM_METHODS[method]]).all()
+
+
+@pytest.mark.slow
+def test_marginal_is_fast_enough_on_one_core(project_root: Path) -> None:
+    """261 substitutions of one window of 2,048 on both strands, bundled model: 50 a second or more."""
+    import time
+
+    from evo_toolkit.checkpoint.load import load_model
+
+    model = load_model("evo-mini", device="cpu")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with Fasta(project_root / "data/evo_data/demo/NC_000932.fa") as demo:
+            region = Interval("NC_000932.1", 50_000, 50_087)
+            track = Track(model, demo, window=2048)
+            list(ism_marginal(track, [region]))
+            start = time.perf_counter()
+            list(ism_marginal(track, [region]))
+            rate = 3 * region.length / (time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    assert rate >= 50, f"{rate:.0f} substitutions a second"
+    print(f"{rate:.0f} substitutions a second")
