@@ -350,8 +350,10 @@ class _Run:
         source = self.options["source"]
         if source is not None:
             if any(given):
-                raise UsageError(f"--from {source} holds the genome; leave the other files out")
-            return load_prepared(source, (self.kind,))
+                raise UsageError(
+                    f"--from {source} holds the genomes already; leave the other files out"
+                )
+            return load_prepared(source, self.kind)
         if self.options["model"] is not None:
             self._known_model()
         made = make()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,11 @@ class Prepared:
             np.savez_compressed(handle, **contents)
 
 
-def load_prepared(path: Path | str, kinds: Sequence[str]) -> Prepared:
+def load_prepared(path: Path | str, kind: str) -> Prepared:
     """Read a file of `Prepared.save`.
 
     Raises:
-        EvoError: for another file, another version, or a task that is not among `kinds`.
+        EvoError: for another file, another version, or a task of another kind.
     """
     try:
         with np.load(path, allow_pickle=False) as data:
@@ -94,14 +94,14 @@ def load_prepared(path: Path | str, kinds: Sequence[str]) -> Prepared:
         raise
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise EvoError(
-            f"{path} is no prepared task ({error}); make one with `evo-toolkit eval TASK --prepare`"
+            f"{path} is not a prepared task ({error}); make one with `evo-toolkit eval TASK --prepare`"
         ) from None
     if description.get("format_version") != FORMAT_VERSION:
         raise EvoError(
             f"{path} has version {description.get('format_version')}, not {FORMAT_VERSION}; prepare it again"
         )
-    if description["kind"] not in kinds:
-        raise EvoError(f"{path} holds the task {description['kind']!r}, not {kinds[0]!r}")
+    if description["kind"] != kind:
+        raise EvoError(f"{path} holds the task {description['kind']!r}, not {kind!r}")
     genomes, offset = [], 0
     for entry in description["genomes"]:
         records = []
@@ -116,6 +116,4 @@ def load_prepared(path: Path | str, kinds: Sequence[str]) -> Prepared:
                 records=tuple(records),
             )
         )
-    return Prepared(
-        kind=description["kind"], genomes=tuple(genomes), arrays=arrays, meta=description["meta"]
-    )
+    return Prepared(kind=kind, genomes=tuple(genomes), arrays=arrays, meta=description["meta"])

@@ -20,10 +20,17 @@ from evo_toolkit.evaluation import brca1 as brca1_task
 from evo_toolkit.evaluation import default_window as default_window_task
 from evo_toolkit.evaluation import essentiality as essentiality_task
 from evo_toolkit.evaluation import snv as snv_task
+from evo_toolkit.evaluation.baseline import Say, fit_baseline, kmer_overlap, training_genomes
 from evo_toolkit.evaluation.bits import WindowBits
 from evo_toolkit.evaluation.edits import Place, edit_scores
 from evo_toolkit.evaluation.genes import Gene, call_genes, read_gff
 from evo_toolkit.evaluation.genomes import Bytes, Genome, GenomeFile, find_genomes
+from evo_toolkit.evaluation.markov import (
+    MAX_ORDER,
+    MarkovChain,
+    interpolated_log2,
+    weighted_counts,
+)
 from evo_toolkit.evaluation.prepared import Prepared
 from evo_toolkit.evaluation.statistics import RESAMPLES
 from evo_toolkit.evaluation.windows import WindowSet, tile_windows
@@ -35,7 +42,6 @@ MARKOV_ORDER = 9
 """Of the chain whose SNV scores stand beside the model's; the best order on genomes held out."""
 
 Paths = Sequence[Path | str]
-Say = Callable[[str], None]
 Progress = Callable[[int], None]
 
 
@@ -59,8 +65,6 @@ def _overlap(genomes: Sequence[Genome], train: Sequence[GenomeFile], say: Say) -
     """What the meta data say of the training genomes; empty without any."""
     if not train:
         return {}
-    from evo_toolkit.evaluation.baseline import kmer_overlap
-
     shares = kmer_overlap(genomes, train)
     say("looked up 31-mers of the training genomes")
     return {"kmer_overlap_with_train": {name: round(x, 6) for name, x in shares.items()}}
@@ -80,7 +84,7 @@ def prepare_bits(
     context_length: int = 8192,
     per_genome: int | None = None,
     order: int | None = None,
-    max_order: int | None = None,
+    max_order: int = MAX_ORDER,
     num_windows: int = 256,
     seed: int = 0,
     say: Say = _quiet,
@@ -94,7 +98,7 @@ def prepare_bits(
         context_length: Of the windows, in bases.
         per_genome: Windows of each genome, drawn; None is all of them.
         order: Of the Markov chain; None chooses on held-out training genomes up to `max_order`.
-        max_order: The largest order looked at; None is 12.
+        max_order: The largest order looked at.
         num_windows: Windows of held-out training genomes for the fit of the mixture.
         seed: Of all draws.
     """
@@ -109,13 +113,9 @@ def prepare_bits(
     }
     meta: dict[str, Any] = {"context_length": context_length, **_overlap(read, files, say)}
     if files:
-        from evo_toolkit.evaluation.baseline import fit_baseline, training_genomes
-        from evo_toolkit.evaluation.markov import MAX_ORDER
-
         mixture, meta["baseline"] = fit_baseline(
             training_genomes(files), context_length=context_length, order=order,
-            max_order=MAX_ORDER if max_order is None else max_order, num_windows=num_windows,
-            seed=seed, say=say,
+            max_order=max_order, num_windows=num_windows, seed=seed, say=say,
         )  # fmt: skip
 
         def score(codes: Bytes) -> dict[str, NDArray[np.float32]]:
@@ -188,9 +188,6 @@ def prepare_snv(
         **_overlap([read], files, say),
     }
     if files:
-        from evo_toolkit.evaluation.baseline import training_genomes
-        from evo_toolkit.evaluation.markov import MarkovChain, interpolated_log2, weighted_counts
-
         training = training_genomes(files)
         pairs = zip(training.files, training.weights, strict=True)
         counts = weighted_counts(((file.read(), weight) for file, weight in pairs), markov_order)
@@ -300,8 +297,6 @@ def prepare_essentiality(
         **_overlap([read], files, say),
     }  # fmt: skip
     if files:
-        from evo_toolkit.evaluation.baseline import training_genomes
-
         training = training_genomes(files)
         arrays["feature.conservation"] = essentiality_task.conservation(
             read, genes, [(f.read, w) for f, w in zip(files, training.weights, strict=True)]

@@ -206,7 +206,7 @@ def test_brca1(tmp_path: Path) -> None:
         (("bits", "{fa}", "-m", "no-such-model"), 2, "no-such-model"),
         (("bits", "{fa}"), 2, "no model chosen"),
         (("snv", "{fa}", "--genes", "{gff}"), 2, "no model chosen"),
-        (("bits", "--from", "{fa}", "-m", "evo-mini"), 1, "is no prepared task"),
+        (("bits", "--from", "{fa}", "-m", "evo-mini"), 1, "is not a prepared task"),
         (("bits", "{fa}", "--from", "x.npz", "-m", "evo-mini"), 2, "leave the other files out"),
         (("bits", "{fa}", "--from", "x", "--prepare", "y"), 2, "exclude each other"),
         (("snv", "{fa}", "--genes", "{fa}", "-m", "evo-mini"), 1, "no complete gene"),
@@ -229,15 +229,15 @@ def test_prepared_file_round_trip(tmp_path: Path) -> None:
     genome = Genome(name="g", group="x", names=("a", "b"), records=(encode(b"ACGTN"), encode(b"")))
     made = Prepared(kind="snv", genomes=(genome,), arrays={"x": np.arange(3)}, meta={"seed": 1})
     made.save(tmp_path / "p.npz")
-    back = load_prepared(tmp_path / "p.npz", ("snv",))
+    back = load_prepared(tmp_path / "p.npz", "snv")
     assert back.genomes[0].names == ("a", "b") and back.meta == {"seed": 1}
     assert back.genomes[0].records[0].tolist() == [0, 1, 2, 3, 4]
     assert back.arrays["x"].tolist() == [0, 1, 2] and back.lengths() == {"a": 5, "b": 0}
     with pytest.raises(EvoError, match="'snv', not 'bits'"):
-        load_prepared(tmp_path / "p.npz", ("bits",))
+        load_prepared(tmp_path / "p.npz", "bits")
     (tmp_path / "cut.npz").write_bytes((tmp_path / "p.npz").read_bytes()[:-30])
-    with pytest.raises(EvoError, match="is no prepared task"):
-        load_prepared(tmp_path / "cut.npz", ("snv",))
+    with pytest.raises(EvoError, match="is not a prepared task"):
+        load_prepared(tmp_path / "cut.npz", "snv")
 
 
 def test_running_needs_no_reader_of_genomes(tmp_path: Path) -> None:
