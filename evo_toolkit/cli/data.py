@@ -134,7 +134,7 @@ def _report(corpus: Corpus) -> None:
         ("encoding", corpus.encoding),
         ("genomes", f"{len(corpus.genomes):,} in {len(clusters):,} clusters"),
         ("records", f"{len(corpus.records):,}"),
-        (f"below {_WINDOW:,}", f"{int(short.sum()):,} records, {_share(int(corpus.lengths[short].sum()), num_bases)} of the bases"),
+        (f"shorter than {_WINDOW:,}", f"{int(short.sum()):,} records, {_share(int(corpus.lengths[short].sum()), num_bases)} of the bases"),
         ("bases", f"{num_bases:,}"),
     ]  # fmt: skip
     if corpus.manifest is not None:

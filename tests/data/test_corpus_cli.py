@@ -41,7 +41,7 @@ def test_prepare_and_info(genomes: Path, tmp_path: Path) -> None:
     rows = {name.strip(): value.strip() for name, value in rows.items()}
     assert rows["genomes"] == "2 in 2 clusters"
     assert rows["records"] == "3"
-    assert rows["below 8,192"] == "3 records, 100.00 % of the bases"
+    assert rows["shorter than 8,192"] == "3 records, 100.00 % of the bases"
     assert rows["bases"] == "215"
     assert rows["not A, C, G, T"] == "0.93 %"
     assert rows["soft-masked"] == "1.86 %"
