@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evo_data.contigs import ContigAliases
+from evo_data.csq import ConsequenceCaller
 from evo_data.fasta import Fasta
+from evo_data.variant_sources import Selection, open_source, parse_regions
 from evo_toolkit.errors import OutOfDomainWarning
 from evo_toolkit.variants.run import ScoringRun, open_variants
 from evo_toolkit.variants.score import DEFAULT_MAX_ALLELE
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 
 def score_variants(
     model: StripedHyena2,
-    variants: Path | str,
+    variants: Path | str | Sequence[str],
     genome: Path | str,
     *,
     window: int | None = None,
@@ -31,16 +34,24 @@ def score_variants(
     strands: str = "both",
     max_allele: int = DEFAULT_MAX_ALLELE,
     filters: Sequence[str] | None = None,
+    regions: str | None = None,
+    include: str | None = None,
+    check_ref: str = "w",
+    max_ref_mismatch: float | None = None,
+    circular: Sequence[str] = (),
+    gff: Path | str | None = None,
+    genetic_code: int = 1,
     allow_out_of_domain: bool = False,
 ) -> pd.DataFrame:
-    """Score every alternate allele of a VCF or BCF.
+    """Score every alternate allele of a VCF, BCF or table, or variants given as text.
 
     A positive `dll` means that the alternate is more likely to the model than the reference;
     `evo_toolkit.variants.scores` has the formulas.
 
     Args:
         model: From `load_model`.
-        variants: VCF (plain, gzip, bgzip) or BCF.
+        variants: VCF (plain, gzip, bgzip), BCF, or a table (TSV, CSV, Parquet) with columns chrom, pos,
+            ref, alt; or a list of texts such as ["chr17-43045711-G-A"].
         genome: FASTA, indexed when it is not yet.
         window: Bases per window; None is the model's `default_window`.
         window_mode: "exact" (a window for every place, what alleles share is read once), "shared"
@@ -51,6 +62,14 @@ def score_variants(
         strands: "both" (averaged), "fwd" or "rc".
         max_allele: Longest allele that is scored, in bases.
         filters: FILTER values to keep, such as ["PASS", "."]; None keeps every record.
+        regions: Keep records that touch one of these, such as "chr1:100-200,chr2" (1-based).
+        include: Keep records for which this expression of bcftools holds, such as "AF<0.01".
+        check_ref: Where REF is not the genome's: "w" a status, "x" leave the record out, "e" raise.
+        max_ref_mismatch: Largest share of the first records whose REF may differ (None: 0.05); given, it
+            also accepts contigs of another length.
+        circular: Contigs whose ends are joined.
+        gff: GFF3 or GTF, for the columns gene, transcript, consequence and num_transcripts.
+        genetic_code: NCBI's number of the genetic code, for `gff`.
         allow_out_of_domain: Score a genome that the model was not trained for; a warning and the
             flag `out_of_domain` say so.
 
@@ -59,19 +78,42 @@ def score_variants(
         1-based. `attrs["evo_toolkit"]` holds the run's manifest and the reference bits per base.
 
     Raises:
-        ValueError: for files that cannot be read, no common contig, or a genome outside the
-            model's domain.
+        ValueError: for files that cannot be read, variants of another build or without a common
+            contig, or a genome outside the model's domain.
     """
     import pandas as pd
 
     if isinstance(filters, str):
         raise ValueError(f"filters is one string; give a list, such as [{filters!r}]")
     with Fasta(genome) as reference:
+        names = ContigAliases(reference.lengths)
+        wanted = Selection(
+            regions=() if regions is None else tuple(parse_regions(regions, reference.lengths)),
+            include=include,
+        )
+        is_file = isinstance(variants, str | Path)
+        source = open_source(
+            variants if is_file else None,  # type: ignore[arg-type]
+            reference,
+            texts=() if is_file else [str(text) for text in variants],  # type: ignore[union-attr]
+            contigs=names,
+            selection=wanted,
+        )
         opened = open_variants(
-            variants,
+            source,
             reference,
             filters=None if filters is None else frozenset(filters),
+            check_ref=check_ref,
+            max_ref_mismatch=max_ref_mismatch,
+            consequences=None
+            if gff is None
+            else ConsequenceCaller(gff, reference, contigs=names, genetic_code=genetic_code),
         )
+        for warning in opened.warnings:
+            warnings.warn(warning, stacklevel=2)
+        unknown = [name for name in circular if name not in names]
+        if unknown:
+            raise ValueError(f"circular contig {unknown[0]!r} is not in {reference.path}")
         run = ScoringRun(
             model,
             reference,
@@ -82,6 +124,7 @@ def score_variants(
             strands=strands,
             max_allele=max_allele,
             allow_out_of_domain=allow_out_of_domain,
+            circular=[names[name] for name in circular],
         )
         if run.domain_note:
             warnings.warn(run.domain_note, OutOfDomainWarning, stacklevel=2)

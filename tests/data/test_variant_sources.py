@@ -149,6 +149,15 @@ def test_regions_are_those_of_bcftools_with_and_without_an_index(
     assert [x for x in got if x[1] in ("100", "200")], "a deletion and a block reach into regions"
 
 
+def test_a_record_in_two_regions_comes_once(tmp_path: Path, genome: Fasta) -> None:
+    indexed = vcf(tmp_path, genome)
+    regions = tuple(parse_regions("1:100-101,1:105-106,1:205-207,1:230-232,chr2:101", {}))
+    for path in (indexed, tmp_path / "v.vcf"):
+        with open_source(path, genome, selection=Selection(regions=regions)).open() as reader:
+            found = [(r.contig, r.pos) for r in reader]
+        assert found == [("1", 100), ("1", 200), ("1", 230), ("chr2", 100)]
+
+
 def test_region_texts_and_files(tmp_path: Path) -> None:
     far = 1 << 60
     assert parse_regions("chr1:1,000-2,000,chr2,c:5,d:7-", {}) == [

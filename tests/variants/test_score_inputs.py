@@ -11,6 +11,8 @@ from click.testing import CliRunner, Result
 
 from evo_data.demo_data import demo_file
 from evo_toolkit.cli.main import cli
+from evo_toolkit.model.striped_hyena import StripedHyena2
+from evo_toolkit.variants.api import score_variants
 
 VCF, FASTA = demo_file("rbcL_psbA.vcf"), demo_file("NC_000932.fa")
 SEQUENCE = "".join(FASTA.read_text().splitlines()[1:])
@@ -179,6 +181,20 @@ def test_a_circle_has_no_ends(model: Path, tmp_path: Path) -> None:
     assert linear["flags"][0] == "window_shifted" and linear["dll"][0] != frames[0]["dll"][0]
     result = run(tmp_path / "a.fa", "-m", model, "--variant", rows[0][0], "--circular", "q")
     assert result.exit_code == 2 and "no such contig; it has p" in result.stderr
+
+
+def test_the_same_from_python(toy_model: StripedHyena2, model: Path, tmp_path: Path) -> None:
+    gff = demo_file("NC_000932.gff3")
+    options = {"regions": "NC_000932.1:400-700", "gff": gff, "genetic_code": 11}
+    frame = score_variants(toy_model, VCF, FASTA, circular=["NC_000932.1"], **options)
+    assert 3 < len(frame) < 30 and frame["consequence"].notna().all()
+    frame[["chrom", "pos", "ref", "alt"]].to_csv(tmp_path / "t.tsv", sep="\t", index=False)
+    again = score_variants(toy_model, tmp_path / "t.tsv", FASTA)
+    assert again["dll"].tolist() == frame["dll"].tolist()
+    texts = [f"{x.chrom}-{x.pos}-{x.ref}-{x.alt}" for x in frame.itertuples()]
+    assert score_variants(toy_model, texts, FASTA)["dll"].tolist() == frame["dll"].tolist()
+    with pytest.raises(ValueError, match="not in"):
+        score_variants(toy_model, VCF, FASTA, circular=["q"])
 
 
 TERMS = {
