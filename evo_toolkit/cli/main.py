@@ -27,7 +27,7 @@ class Entry(NamedTuple):
 
 
 COMMANDS: dict[str, Entry] = {
-    "score": Entry("evo_toolkit.cli.score", "score", "Score the variants of a VCF against a genome."),
+    "score": Entry("evo_toolkit.cli.score", "score", "Score variants against a genome."),
     "ism": Entry("evo_toolkit.cli.ism", "ism", "Score every substitution of a region; logo and heatmap."),
     "track": Entry("evo_toolkit.cli.track", "track", "Log-likelihood and entropy of each base."),
     "embed": Entry("evo_toolkit.cli.embed", "embed", "Embed the sequences of a FASTA."),
