@@ -76,10 +76,10 @@ def atomic_output(path: Path | str, *, force: bool = False, suffix: str = "") ->
         ) from error
     try:
         yield temporary
-        _fsync(temporary)
+        sync(temporary)
         check_output(path, force=force)
         os.replace(temporary, target)  # noqa: PTH105 (the atomic call is named as such)
-        _fsync(target.parent)
+        sync(target.parent)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -110,7 +110,8 @@ def read_text(path: Path | str) -> str:
         raise EvoDataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -61,12 +61,12 @@ class Meter:
         self._report = report
 
     def within(self, item: Input, position: int) -> None:
-        """So many bytes of a source were read."""
+        """Report that so many bytes of a source were read."""
         if self._report is not None:
             self._report(self._done + min(position, item.bytes), self._total, item.path.name)
 
     def end(self, item: Input) -> None:
-        """A source is done."""
+        """Report that a source is done."""
         self.within(item, item.bytes)
         self._done += item.bytes
 

@@ -23,7 +23,7 @@ from evo_data.corpus.format import WORK, Corpus
 from evo_data.corpus.manifest import FORMAT, INTERVALS, MANIFEST, Encoding, Manifest
 from evo_data.corpus.sources import Input, find_sources, folder_name, genome_name
 from evo_data.errors import CorpusError, OutputExistsError
-from evo_data.files import read_text
+from evo_data.files import read_text, sync
 
 Duplicates = Literal["drop", "keep", "error"]
 Groups = Mapping[str, str] | Literal["parent"] | None
@@ -291,14 +291,6 @@ def _complete_move(work: Path, output: Path) -> None:
     for name in manifest.files:
         with suppress(FileNotFoundError):
             (work / name).replace(output / name)
-    _sync_folder(output)
+    sync(output)
     (work / MANIFEST).replace(output / MANIFEST)
-    _sync_folder(output)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(output)
