@@ -31,7 +31,7 @@ from evo_data.corpus.manifest import (
     Renamed,
 )
 from evo_data.corpus.megatron import open_megatron
-from evo_data.corpus.packed import Intervals, pack
+from evo_data.corpus.packed import Bytes, Intervals, pack
 from evo_data.corpus.sources import Input, detect_format, read_source
 from evo_data.corpus.summary import check_usable, make_manifest, unused_name
 from evo_data.errors import CorpusError
@@ -178,28 +178,20 @@ class Draft:
         Raises:
             CorpusError: at a duplicate, if that is an error.
         """
-        start = self._files.ends
+        before = len(self._records), self._position, self._carry, self._files.ends
         self._files.begin_sums()
-        state = len(self._records), self._position, self._carry
         entry = Entry(file=str(item.path), format="", bytes=item.bytes, sha256="")
         try:
-            state_of_files = item.state()
+            as_it_was = item.state()
             entry.sha256 = item.sha256()
             entry.format = detect_format(item.path)
             self._add_records(item, entry)
-            if item.state() != state_of_files:
+            if item.state() != as_it_was:
                 raise CorpusError(f"{item.path}: was changed while it was read; run again")
         except DuplicateSequenceError:
             raise
         except CorpusError as error:
-            # Whatever of it was written is cut off again.
-            num_records, self._position, self._carry = state
-            self._taken, self._num_taken = [], 0
-            for record in self._records[num_records:]:
-                if self._first_of.get(record.sha256, -1) >= num_records:
-                    del self._first_of[record.sha256]
-            del self._records[num_records:]
-            self._files.cut_back(start)
+            self._go_back(*before)
             entry = Entry(
                 file=entry.file,
                 format=entry.format,
@@ -215,6 +207,18 @@ class Draft:
         self._unsynced_bytes += item.bytes
         if self._unsynced_bytes >= _SYNC_BYTES or monotonic() - self._synced_at >= _SYNC_SECONDS:
             self.sync()
+
+    def _go_back(
+        self, num_records: int, position: int, carry: Bytes, ends: Mapping[str, int]
+    ) -> None:
+        """Forget what was taken up and written since the draft was as given."""
+        self._position, self._carry = position, carry
+        self._taken, self._num_taken = [], 0
+        for record in self._records[num_records:]:
+            if self._first_of.get(record.sha256, -1) >= num_records:
+                del self._first_of[record.sha256]
+        del self._records[num_records:]
+        self._files.cut_back(ends)
 
     def sync(self) -> None:
         """Bring everything to the disk, then the journal's lines that vouch for it."""
