@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from evo_data.corpus import Corpus, prepare
 from evo_data.split_manifest import read_split
+from evo_data.splits import num_bases
 from evo_toolkit.cli.main import cli
 
 
@@ -74,3 +75,6 @@ def test_by_share(corpus: Path, by: str) -> None:
     split = read_split(corpus.parent / "split.json", Corpus.open(corpus))
     assert split.method["by"] == by
     assert split.method["seed"] == 1
+    # A fifth of 8,500 bases, as well as whole genomes (the least has 1,500) or blocks (425) allow.
+    assert 1500 <= num_bases(split.val) <= 1700 + 425
+    assert num_bases(split.train) + num_bases(split.val) == 8500 and not split.test

@@ -24,15 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evo_data.corpus.manifest import INTERVALS, MANIFEST, RECORDS, SEQUENCE, Genome, Manifest
-from evo_data.corpus.packed import PackedSequence
+from evo_data.corpus.packed import Bytes, PackedSequence
 from evo_data.errors import CorpusError
 from evo_data.files import sha256_file
 
 WORK = ".preparing"
 """Folder within the corpus where it is made; gone when it is finished."""
 RECORD_COLUMNS = ("name", "genome", "offset", "length", "sha256")
-
-Bytes = NDArray[np.uint8]
 
 
 class Record(NamedTuple):

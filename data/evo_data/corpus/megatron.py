@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evo_data.corpus.format import Bytes, Corpus, Record
+from evo_data.corpus.format import Corpus, Record
 from evo_data.corpus.manifest import Genome
+from evo_data.corpus.packed import Bytes
 from evo_data.errors import CorpusError
 
 _MAGIC = b"MMIDIDX\x00\x00"
