@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evo_data.codes import OTHER
 from evo_data.files import read_text
-from evo_data.kmers import Hashes, Lookup, union
+from evo_data.kmers import Hashes, Lookup, kmer_codes, union
 from evo_data.mixing import mix_in_place
 from evo_data.variant import Edit
 from evo_toolkit.errors import EvoError
 from evo_toolkit.evaluation.edits import Place
 from evo_toolkit.evaluation.genes import AMINO_ACIDS, Gene, coding_sequence, codons, is_complete
-from evo_toolkit.evaluation.genomes import Bytes, Genome, reverse_complement
+from evo_toolkit.evaluation.genomes import Genome, reverse_complement
 from evo_toolkit.evaluation.statistics import RESAMPLES, auroc
 
 INSERTED = "TAATAATAATAGTGA"
@@ -132,19 +131,14 @@ def conservation(
         seen = np.zeros(lookup.wanted.size, bool)
         for record in read().records:
             for codes in (record, reverse_complement(record)):
-                at_each = AMINO_ACIDS[_codon_at_each(codes)]
+                # Codons with other letters count as any: they are rare.
+                amino_acid_at_each = AMINO_ACIDS[kmer_codes(codes, 3)[0]]
                 for frame in range(3):
-                    words = lookup.candidates(_words(at_each[frame::3]))
+                    words = lookup.candidates(_words(amino_acid_at_each[frame::3]))
                     seen[lookup.positions(words)] = True
         hits = np.bincount(gene_of[seen[word]], minlength=len(genes))
         result += weight * (hits >= _LEAST_WORDS)
     return result
-
-
-def _codon_at_each(codes: Bytes) -> NDArray[np.int64]:
-    """Number of the codon that starts at each base; any for codons with other letters (rare)."""
-    wide = np.where(codes < OTHER, codes, 0).astype(np.int64)
-    return wide[:-2] * 16 + wide[1:-1] * 4 + wide[2:]
 
 
 def _words(protein: NDArray[np.uint8]) -> Hashes:

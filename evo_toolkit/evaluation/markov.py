@@ -184,12 +184,16 @@ class MarkovChain:
         result = np.zeros(record.size)
         for sign, windows in ((1, changed), (-1, around)):
             for codes in (windows, reverse_complement(windows)):
-                found = self.log2_probs(codes, order)
-                column = np.minimum(codes, 3)[..., None].astype(np.int64)
-                observed = np.take_along_axis(found, column, axis=-1)[..., 0]
+                observed = of_bases(self.log2_probs(codes, order), codes)[:, order:]
                 known = codes[:, order:] < OTHER
-                result += sign * np.where(known, observed[:, order:], 0).sum(axis=1) / 2
+                result += sign * np.where(known, observed, 0).sum(axis=1) / 2
         return result * np.log(2)
+
+
+def of_bases(values: NDArray[np.float32], codes: Bytes) -> NDArray[np.float32]:
+    """Pick from `[..., 4]` what belongs to each base of `[...]`; anything where it is not ACGT."""
+    column = np.minimum(codes, 3)[..., None].astype(np.int64)
+    return np.take_along_axis(values, column, axis=-1)[..., 0]
 
 
 def context_lengths(codes: Bytes) -> NDArray[np.int64]:

@@ -20,7 +20,7 @@ from evo_data.codes import OTHER
 from evo_toolkit.errors import EvoError
 from evo_toolkit.evaluation.adaptive import MAX_ADAPTIVE_ORDER, adaptive_counts
 from evo_toolkit.evaluation.genomes import Bytes
-from evo_toolkit.evaluation.markov import Floats, MarkovChain
+from evo_toolkit.evaluation.markov import Floats, MarkovChain, of_bases
 
 ADAPTIVE_ORDERS = tuple(range(1, MAX_ADAPTIVE_ORDER + 1))
 PSEUDOCOUNT = 1.0
@@ -98,9 +98,7 @@ def scored(codes: Bytes) -> NDArray[np.bool_]:
 
 
 def _observed(log2_probs: NDArray[np.float32], codes: Bytes) -> NDArray[np.float32]:
-    column = np.minimum(codes, 3)[..., None].astype(np.int64)
-    bits = -np.take_along_axis(log2_probs, column, axis=-1)[..., 0]
-    return np.where(scored(codes), bits, np.float32(np.nan))
+    return np.where(scored(codes), -of_bases(log2_probs, codes), np.float32(np.nan))
 
 
 def fit_weights(
