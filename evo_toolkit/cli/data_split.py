@@ -105,6 +105,9 @@ def split_command(
             raise UsageError(
                 f"{name} does not go with --by {by}, which takes {', '.join(sorted(takes))}"
             )
+    wanted = sorted(takes & {"--val", "--test", "--val-fraction", "--test-fraction"}, reverse=True)
+    if not any(given[name] for name in wanted):
+        raise UsageError(f"--by {by} needs {' or '.join(wanted)}: there is nothing to hold out")
     check_output(output, force=force)
     opened = Corpus.open(corpus)
     fractions = {"val_fraction": val_fraction or 0.0, "test_fraction": test_fraction or 0.0}
