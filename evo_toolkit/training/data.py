@@ -189,6 +189,13 @@ class GenomeDataModule(LightningDataModule):
             groups=self._groups,
         )
         self._say_if_mostly_empty(self.windows)
+        if self.batch_size > len(self.windows):
+            _log.warning(
+                "batch_size %d is more than the %d training windows: an update reads some of them "
+                "more than once; give a smaller one, or a shorter context_length",
+                self.batch_size,
+                len(self.windows),
+            )
         if val is not None:
             # In a keyed order too, so that a few batches are a fair sample of all.
             try:
@@ -266,6 +273,8 @@ class GenomeDataModule(LightningDataModule):
         given = [name for name in sources if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"{given[0]} and {given[1]} are both given; choose one of them")
+        if self.val_fraction is not None and not 0 < self.val_fraction < 1:
+            raise UsageError(f"val_fraction {self.val_fraction} must be above 0 and below 1")
         if self.val_annotations is not None and not given:
             raise UsageError(
                 "val_annotations are given, but nothing to validate on; give val_genomes, "

@@ -300,10 +300,29 @@ def test_wrong_use_is_said(genomes: Path, tmp_path: Path) -> None:
 
 def test_mostly_padding_is_warned_of(genomes: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING", logger="evo_toolkit"):
-        ready(GenomeDataModule(str(genomes), context_length=1000))
+        ready(GenomeDataModule(str(genomes), context_length=1000, batch_size=1))
         assert not caplog.records
-        ready(GenomeDataModule(str(genomes), context_length=5000))
+        ready(GenomeDataModule(str(genomes), context_length=5000, batch_size=1))
     assert "only 22 % of what the model reads are bases" in caplog.text
+
+
+def test_a_batch_larger_than_the_data_is_warned_of(
+    genomes: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", logger="evo_toolkit"):
+        module = ready(GenomeDataModule(str(genomes), context_length=1000, batch_size=1))
+        assert module.windows is not None and not caplog.records
+        number = len(module.windows)
+        ready(GenomeDataModule(str(genomes), context_length=1000, batch_size=number))
+        assert not caplog.records
+        ready(GenomeDataModule(str(genomes), context_length=1000, batch_size=number + 1))
+    assert f"batch_size {number + 1} is more than the {number} training windows" in caplog.text
+
+
+@pytest.mark.parametrize("share", [0, 1, 1.5, -0.1, float("nan")])
+def test_shares_that_hold_out_nothing_or_all_are_wrong_usage(genomes: Path, share: float) -> None:
+    with pytest.raises(UsageError, match="must be above 0 and below 1"):
+        GenomeDataModule(str(genomes), context_length=32, val_fraction=share).prepare_data()
 
 
 def test_validating_on_what_is_trained_on_is_warned_of(
