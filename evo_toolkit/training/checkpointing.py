@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from evo_toolkit.errors import CheckpointError, UsageError
 _log = logging.getLogger("evo_toolkit")
 
 _NAME = re.compile(r"step-(\d+)\.ckpt")
+_FOREIGN = re.compile(r"Unsupported (?:global|operand|class)\S* (?:GLOBAL )?([\w.]+)")
 _LEFT_OVER = re.compile(r"\..*\.ckpt\.[0-9a-f]+\.tmp")
 
 
@@ -31,9 +35,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_output(path, force=True) as temporary:
-            torch.save(checkpoint, temporary)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_output(path, force=True) as temporary:
+                torch.save(checkpoint, temporary)
+        except (OSError, RuntimeError) as error:
+            # Torch's writer hides what the system said behind an error of its own.
+            reason = getattr(error, "strerror", None) or "is the disk full?"
+            raise CheckpointError(
+                f"{path} could not be written ({reason}); make room, or choose another folder with --checkpoint.directory; earlier checkpoints are whole"
+            ) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -58,13 +69,25 @@ def read_training_checkpoint(path: str | Path, map_location: Any = "cpu") -> dic
     try:
         values = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # noqa: BLE001 - a damaged file can fail the reader anywhere
-        detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be read as a training checkpoint ({detail}); use an earlier one"
-        ) from None
+        raise CheckpointError(f"{path} {_unreadable(path, error)}") from None
     if not isinstance(values, dict) or "state_dict" not in values:
         raise CheckpointError(f"{path} is not a checkpoint of evo-toolkit train")
     return values
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    # The reader's own words recommend to read the file without its protection.
+    with path.open("rb") as file:
+        start = file.read(4)
+    if not start.startswith(b"PK"):
+        return "is no training checkpoint; give a step-N.ckpt of a run, or last"
+    if not zipfile.is_zipfile(path):
+        return "is cut off or damaged; use an earlier checkpoint"
+    held = _FOREIGN.search(str(error))
+    if held is not None:
+        return f"holds {held[1]}, which is neither tensor nor plain value, and was not read; use a checkpoint of evo-toolkit train"
+    detail = str(error).strip().splitlines() or [type(error).__name__]
+    return f"cannot be read as a training checkpoint ({detail[0]}); use an earlier one"
 
 
 def checkpoint_step(path: Path) -> int | None:
@@ -79,6 +102,20 @@ def find_checkpoints(directory: Path) -> list[Path]:
         return []
     found = [(checkpoint_step(p), p) for p in directory.iterdir()]
     return [p for step, p in sorted((s, p) for s, p in found if s is not None)]
+
+
+def resolve_checkpoint(path: Path) -> Path:
+    """A file as it is; of a run's folder, or of its `checkpoints`, the last checkpoint.
+
+    Raises:
+        CheckpointError: for a folder that holds none.
+    """
+    if not path.is_dir():
+        return path
+    found = find_checkpoints(path) or find_checkpoints(path / "checkpoints")
+    if not found:
+        raise CheckpointError(f"{path} holds no step-N.ckpt; give a checkpoint or a run's folder")
+    return found[-1]
 
 
 class Checkpoints(ModelCheckpoint):
@@ -111,6 +148,8 @@ class Checkpoints(ModelCheckpoint):
         self.keep = keep
         self.directory = directory
         self._saved: int | None = None
+        self._began = False
+        self._claim: int | None = None
 
     def folder(self, trainer: Trainer) -> Path:
         """Where this run's checkpoints lie."""
@@ -129,12 +168,45 @@ class Checkpoints(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         folder = self.folder(trainer)
         self.dirpath = str(folder)
+        if stage == "fit":
+            self.claim(trainer)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         if stage == "fit" and trainer.is_global_zero and folder.is_dir():
             for path in folder.iterdir():
                 if _LEFT_OVER.fullmatch(path.name):
                     path.unlink(missing_ok=True)
+
+    def claim(self, trainer: Trainer) -> None:
+        """Keep other runs out of this run's folder while it trains; the system ends it with the process.
+
+        Raises:
+            UsageError: if another run is writing there.
+        """
+        if self._claim is not None or not trainer.is_global_zero:
+            return
+        folder = self.folder(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise UsageError(
+                f"another run is writing to {folder}; wait until it ends, or choose another folder with --trainer.default_root_dir"
+            ) from None
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            return
+        self._claim = descriptor
+
+    def _release(self) -> None:
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._release()
 
     def refuse_to_mix(self, trainer: Trainer) -> None:
         """Raise if a run that starts anew would put its checkpoints among those of another.
@@ -148,7 +220,17 @@ class Checkpoints(ModelCheckpoint):
                 f"{existing[-1]} is of an earlier run; continue that with --ckpt_path last, or choose another folder with --trainer.default_root_dir"
             )
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._began and trainer.ckpt_path is not None and trainer.is_global_zero:
+            _log.warning(
+                "%s has %d updates, and trainer.max_steps is %d: there was nothing to do; give a larger --trainer.max_steps to go on",
+                trainer.ckpt_path,
+                trainer.global_step,
+                trainer.max_steps,
+            )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = True
         if trainer.ckpt_path is None:
             self.refuse_to_mix(trainer)
         elif trainer.is_global_zero:
@@ -185,7 +267,7 @@ class Checkpoints(ModelCheckpoint):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        pass
+        self._release()
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step

@@ -13,15 +13,21 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from evo_data.errors import EvoDataError
-from evo_toolkit.errors import EvoError, UsageError
+from evo_toolkit.errors import CheckpointError, ConfigError, EvoError, UsageError
 from evo_toolkit.training.callbacks import Monitor, ProgressBar, ValidationLine
-from evo_toolkit.training.checkpointing import AtomicCheckpointIO, Checkpoints
+from evo_toolkit.training.checkpointing import (
+    AtomicCheckpointIO,
+    Checkpoints,
+    find_checkpoints,
+    resolve_checkpoint,
+)
 from evo_toolkit.training.module import EvoModule
 from evo_toolkit.training.strategy import register_strategies
 
@@ -40,6 +46,18 @@ _WITHOUT_RECIPE = (
 
 # The parser would silently put the linked value in its place.
 _LINKED = re.compile(r"--model(\.init_args)?(\.config)?\.context_length(=|$)")
+
+# What to validate on: what is named last, on the command line at the latest, takes the place of the rest.
+_VALIDATION = ("val_genomes", "val_fraction", "val_contigs", "split")
+_VALIDATION_OPTION = re.compile(rf"--data\.(?:init_args\.)?({'|'.join(_VALIDATION)})\+?")
+
+_UNION = re.compile(
+    r"Does not validate against any of the Union subtypes Subtypes: \[.*\] Errors: - (?P<reasons>.*?) "
+    r"Given value type: .*? Given value: (?P<value>.*)"
+)
+_NESTED = re.compile(r"NestedArg\(key=.*?, val=(.*)\)")
+_EXPECTED = re.compile(r"Expected an? (?:<class '(\w+)'>|typing\.(Literal\[.*?\]))")
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 _RUN_FOLDER = "runs/default"
 
@@ -73,9 +91,23 @@ class _Parser(LightningArgumentParser):
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        text = " ".join(line.strip() for line in message.splitlines())
+        text = _plain(" ".join(line.strip() for line in message.splitlines()))
         sys.stderr.write(f"Error: {text}; evo-toolkit train fit --help lists the options\n")
         raise SystemExit(2) from ex
+
+
+def _plain(text: str) -> str:
+    """The parser's words for values of a wrong type, without those of its language."""
+    if text == "the following arguments are required: genomes":
+        return "no genomes; give --data.genomes FOLDER"
+    union = _UNION.search(text)
+    if union is not None:
+        reasons = [r for r in union["reasons"].split(" - ") if "NoneType" not in r]
+        value = _NESTED.sub(r"\1", union["value"])
+        text = f"{text[: union.start()]}{', or '.join(reasons)}. Got value: {value}"
+    return _EXPECTED.sub(
+        lambda m: f"expected {_KINDS.get(m[1], m[1]) if m[1] else 'one of ' + m[2][8:-1]}", text
+    )
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -86,6 +118,9 @@ class SaveRunConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if self.already_saved or not trainer.is_global_zero:
             return
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, Checkpoints) and stage == "fit":
+                callback.claim(trainer)  # before the configuration is written
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         number = len(list(folder.glob("config*.yaml")))
@@ -152,6 +187,8 @@ class EvoCLI(LightningCLI):
                 cause = cause.__cause__ or cause.__context__
             if cause is None:
                 raise
+            if isinstance(cause, ConfigError):  # of a recipe here, not of a file
+                raise UsageError(str(cause)) from None
             raise cause from None
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -176,10 +213,35 @@ class EvoCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuse what would be found out only after seconds of set-up."""
-        if self._get(self.config_init, "ckpt_path") is None:
-            for callback in self.trainer.checkpoint_callbacks:
-                if isinstance(callback, Checkpoints):
-                    callback.refuse_to_mix(self.trainer)
+        self._find_checkpoint()
+        given = self._get(self.config_init, "ckpt_path")
+        for callback in self.trainer.checkpoint_callbacks:
+            if not isinstance(callback, Checkpoints):
+                continue
+            if given is None:
+                callback.refuse_to_mix(self.trainer)
+                continue
+            folder = callback.folder(self.trainer)
+            if given == "last" and not find_checkpoints(folder) and self.trainer.is_global_zero:
+                _log.warning(
+                    "%s holds no checkpoint yet: the run starts from the beginning", folder
+                )
+
+    def before_validate(self) -> None:
+        self._find_checkpoint()
+
+    def _find_checkpoint(self) -> None:
+        """Let `--ckpt_path` name a run's folder too, and refuse what names no file."""
+        config = self.config_init[self.subcommand]
+        given = config.get("ckpt_path")
+        if given in (None, "last"):
+            return
+        path = Path(given)
+        if not given or not path.exists():
+            raise CheckpointError(
+                f"--ckpt_path {given or repr('')} does not exist; give a step-N.ckpt, a run's folder, or last"
+            )
+        config["ckpt_path"] = str(resolve_checkpoint(path))
 
 
 def default_loggers(folder: Path) -> list[Logger]:
@@ -210,6 +272,66 @@ def _recipe(name: str) -> Path | str:
     return name
 
 
+def _read_recipe(path: Path | str) -> dict[str, Any]:
+    """A recipe as it is written.
+
+    Raises:
+        UsageError: if there is none, or the file is something else.
+    """
+    name = "; give a YAML file such as recipes/pretrain/tiny-cpu.yaml"
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"recipe {path} does not exist{name}") from None
+    except IsADirectoryError:
+        raise UsageError(f"recipe {path} is a folder{name}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"recipe {path} is no text{name}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        what = getattr(error, "problem", None) or "not YAML"
+        raise UsageError(f"recipe {path}{where}: {what}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UsageError(f"{path} is no recipe: it has no keys such as model and data{name}")
+    return values
+
+
+def _overridden(recipes: Sequence[dict[str, Any]], args: Sequence[str]) -> list[str]:
+    """Arguments that put aside what a recipe validates on where a later one or the user says another."""
+    named = []
+    for recipe in recipes:
+        data = recipe.get("data")
+        values = data.get("init_args", data) if isinstance(data, dict) else None
+        own = values if isinstance(values, dict) else {}
+        named.append({name for name in _VALIDATION if own.get(name) is not None})
+    given = set()
+    for position, arg in enumerate(args):
+        option, equals, value = arg.partition("=")
+        match = _VALIDATION_OPTION.fullmatch(option)
+        if match and (value if equals else "".join(args[position + 1 : position + 2])) != "null":
+            given.add(match[1])
+    sources = [names for names in (*named, given) if names]
+    last = sources[-1] if sources else set()
+    aside = sorted(set().union(*sources[:-1]) - last) if sources else []
+    return [word for name in aside for word in (f"--data.{name}", "null")]
+
+
+def _with_recipes(args: Sequence[str]) -> list[str]:
+    """Arguments with the recipes' paths, and with what follows from reading the recipes."""
+    result, recipes = [], []
+    for previous, arg in zip(["", *args], args, strict=False):
+        option, equals, value = arg.partition("=")
+        if previous in _CONFIG_FLAGS:
+            arg = str(_recipe(arg))
+            recipes.append(_read_recipe(arg))
+        elif option in _CONFIG_FLAGS and equals:
+            recipes.append(_read_recipe(_recipe(value)))
+            arg = f"{option}={_recipe(value)}"
+        result.append(arg)
+    return [*result, *_overridden(recipes, args)]
+
+
 def run(args: Sequence[str]) -> None:
     """Parse and carry out `evo-toolkit train ARGS`.
 
@@ -218,10 +340,7 @@ def run(args: Sequence[str]) -> None:
         EvoError: for what a user can cause.
     """
     _quieten()
-    args = [
-        str(_recipe(arg)) if previous in _CONFIG_FLAGS else arg
-        for previous, arg in zip(["", *args], args, strict=False)
-    ]
+    args = _with_recipes(args)
     register_strategies()
     words = {arg.partition("=")[0] for arg in args}
     if not words & {*_CONFIG_FLAGS, *_WITHOUT_RECIPE}:
@@ -255,6 +374,8 @@ def _quieten() -> None:
         ".*Total length of `list` across ranks is zero.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*No device id is provided via.*",
+        ".*is smaller than the logging interval.*",
+        ".*there is no last checkpoint available.*",
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)

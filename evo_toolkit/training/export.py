@@ -14,7 +14,7 @@ from evo_data.files import sha256_file
 from evo_toolkit.checkpoint.format import save_pretrained
 from evo_toolkit.errors import CheckpointError
 from evo_toolkit.model.config import StripedHyena2Config
-from evo_toolkit.training.checkpointing import find_checkpoints, read_training_checkpoint
+from evo_toolkit.training.checkpointing import read_training_checkpoint, resolve_checkpoint
 
 _PREFIX = "objective.model."
 _LOG_RATE = ".parametrizations.log_poles.original"
@@ -85,16 +85,6 @@ def export_checkpoint(
         provenance["notes"] = notes
     save_pretrained(stored, config, output, provenance=provenance, force=force)
     return config
-
-
-def resolve_checkpoint(path: Path) -> Path:
-    """A file as it is; of a run's folder, or of its `checkpoints`, the last checkpoint."""
-    if not path.is_dir():
-        return path
-    found = find_checkpoints(path) or find_checkpoints(path / "checkpoints")
-    if not found:
-        raise CheckpointError(f"{path} holds no step-N.ckpt; give a checkpoint or a run's folder")
-    return found[-1]
 
 
 def model_state(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 import evo_toolkit.training.cli as training_cli
 from evo_toolkit.cli.main import cli
-from evo_toolkit.errors import EvoError, UsageError
+from evo_toolkit.errors import CheckpointError, EvoError, UsageError
 from evo_toolkit.training.cli import EvoCLI, run
 
 Fit = Callable[..., Path]
@@ -76,7 +76,8 @@ def test_what_the_command_line_says_holds_over_a_checkpoint(fit: Fit, tmp_path: 
         (("--model.optimizer.name", "sgd"), "sgd"),
         (("--trainer.max_step", 1), "max_step"),
         (("--data.context_length", "long"), "context_length"),
-        (("--config", "absent.yaml"), "absent.yaml"),
+        (("--trainer.precision", "99"), "expected one of 64, 32, 16"),
+        (("--model.class_path", "torch.nn.Linear"), "not correspond to a subclass of EvoModule"),
     ],
 )
 def test_slips_are_one_line(
@@ -108,6 +109,123 @@ def test_values_that_cannot_be_are_one_line(
 def test_a_run_needs_a_recipe() -> None:
     with pytest.raises(UsageError, match="--config"):
         run(["fit", "--data.genomes", "mine"])
+
+
+def test_values_are_refused_in_plain_words(
+    toy_recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = refused(capsys, "fit", "--config", toy_recipe, "--data.batch_size", "many")
+    assert "expected a whole number. Got value: many" in error
+    error = refused(capsys, "fit", "--config", toy_recipe, "--trainer.precision", "99")
+    assert "typing" not in error and "Union" not in error and "NoneType" not in error
+
+
+def test_a_run_without_genomes_names_the_option(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "--data.genomes FOLDER" in refused(capsys, "fit", "--config", "recipes/pretrain/tiny-cpu.yaml")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "does not exist"),
+        (b"\x1f\x8b\x08", "is no text"),
+        (b"ACGT" * 50, "no keys such as model and data"),
+        (b"- model\n- data\n", "no keys"),
+        (b"", "no keys"),
+        (b"trainer: {max_steps: 3\nmodel: 1\n", "line 2"),
+    ],
+)
+@pytest.mark.parametrize("form", ["two words", "one word"])
+def test_files_that_are_no_recipe_are_one_line(
+    tmp_path: Path, content: bytes | None, words: str, form: str
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    args = ["--config", str(path)] if form == "two words" else [f"--config={path}"]
+    with pytest.raises(UsageError, match=words) as error:
+        run(["fit", *args, "--data.genomes", "mine"])
+    assert "recipe.yaml" in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(UsageError, match="is a folder"):
+        run(["fit", "--config", str(tmp_path), "--data.genomes", "mine"])
+
+
+_TINY = ("fit", "--config", "recipes/pretrain/tiny-cpu.yaml", "--data.genomes", "mine")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("--data.split", "split.json"),
+        ("--data.val_genomes=theirs",),
+        ("--data.init_args.val_contigs", "[chr20]"),
+        ("--data.split", "split.json", "--data.val_fraction", "null"),
+    ],
+)
+def test_what_to_validate_on_takes_the_place_of_the_recipes(
+    capsys: pytest.CaptureFixture[str], args: tuple[str, ...]
+) -> None:
+    values = parsed(capsys, *_TINY, *args)["data"]["init_args"]  # type: ignore[index]
+    assert values["val_fraction"] is None
+    assert sum(values[name] is not None for name in ("split", "val_genomes", "val_contigs")) == 1
+
+
+def test_a_later_recipe_says_what_to_validate_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = tmp_path / "mine.yaml"
+    later.write_text("data: {init_args: {split: split.json}}\n")
+    values = parsed(capsys, *_TINY, "--config", later)["data"]["init_args"]  # type: ignore[index]
+    assert (values["split"], values["val_fraction"]) == ("split.json", None)
+    values = parsed(capsys, *_TINY, "--config", later, "--data.val_fraction", 0.2)["data"][
+        "init_args"
+    ]  # type: ignore[index]
+    assert (values["split"], values["val_fraction"]) == (None, 0.2)
+    # Nothing is put aside by an option that only says that there is none.
+    values = parsed(capsys, *_TINY, "--data.val_genomes", "null")["data"]["init_args"]  # type: ignore[index]
+    assert values["val_fraction"] == 0.1
+
+
+def test_two_ways_to_validate_on_the_command_line_are_refused(fit: Fit, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="both given"):
+        run([*_TINY, "--data.split", "s", "--data.val_fraction", "0.1", "--trainer.default_root_dir", str(tmp_path)])  # fmt: skip
+
+
+def test_a_model_that_cannot_be_is_wrong_usage(fit: Fit, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not divide width 15"):
+        fit(tmp_path, "--model.config.width", 15)
+
+
+@pytest.mark.parametrize("given", ["", "best", "hpc", "absent.ckpt"])
+def test_checkpoints_that_do_not_exist_are_one_line(fit: Fit, tmp_path: Path, given: str) -> None:
+    with pytest.raises(CheckpointError, match=r"does not exist; give a step-N\.ckpt, a run's folder, or last"):  # fmt: skip
+        fit(tmp_path, "--ckpt_path", given)
+    assert not tmp_path.joinpath("checkpoints").exists()
+
+
+def test_a_run_goes_on_from_the_folder_of_another(
+    fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit(tmp_path / "one", "--trainer.max_steps", 2)
+    fit(tmp_path / "two", "--trainer.max_steps", 3, "--ckpt_path", tmp_path / "one")
+    assert tmp_path.joinpath("two", "checkpoints", "step-00000003.ckpt").is_file()
+    with pytest.raises(CheckpointError, match=r"holds no step-N\.ckpt"):
+        fit(tmp_path / "three", "--ckpt_path", tmp_path)
+
+
+def test_last_says_when_there_is_nothing_to_go_on_from_or_nothing_to_do(
+    fit: Fit, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "evo_toolkit")
+    fit(tmp_path, "--trainer.max_steps", 2, "--ckpt_path", "last")
+    assert "holds no checkpoint yet: the run starts from the beginning" in caplog.text
+    assert "nothing to do" not in caplog.text
+    caplog.clear()
+    fit(tmp_path, "--trainer.max_steps", 2, "--ckpt_path", "last")
+    assert "has 2 updates, and trainer.max_steps is 2: there was nothing to do" in caplog.text
+    assert "beginning" not in caplog.text
 
 
 def test_strategies_that_do_not_exist_are_one_line(fit: Fit, tmp_path: Path) -> None:
