@@ -81,15 +81,19 @@ class Draft:
         self._meter = meter
         self._encoding = encoding
         self._settings = settings
-        self._made = {"encoding": encoding, "settings": settings}
+        self._how_made = {"encoding": encoding, "settings": settings}
         self._entries: list[Entry] = []
         self._records: list[Record] = []
+        # Index of the first record of a sequence, by the checksum of the sequence.
         self._first_of: dict[str, int] = {}
         self._num_genomes = 0
         self._position = 0
+        # With 2 bits a base, the last bases, which do not fill a byte yet.
         self._carry = np.zeros(0, np.uint8)
+        # Bases of records that are not written yet, and how many they are.
         self._taken: list[bytes] = []
         self._num_taken = 0
+        # Lines that the journal does not have yet.
         self._unsynced: list[str] = []
         self._unsynced_bytes = 0
         self._synced_at = monotonic()
@@ -123,16 +127,16 @@ class Draft:
             self._files.open(dict.fromkeys(self._files.names, 0))
             self._files.append(RECORDS, _RECORDS_HEAD)
         # Written anew, so that a line that was cut off is gone.
-        write_journal(self._work / JOURNAL, self._made, entries)
+        write_journal(self._work / JOURNAL, self._how_made, entries)
         self._journal = (self._work / JOURNAL).open("ab")
         return waiting
 
     def _kept(self, inputs: Sequence[Input]) -> tuple[list[Entry], list[Input]]:
         """Return the entries of the journal that still hold, and the sources that have none."""
-        journal = read_journal(self._work / JOURNAL, self._made)
+        journal = read_journal(self._work / JOURNAL, self._how_made)
         start = {**dict.fromkeys(self._files.names, 0), RECORDS: len(_RECORDS_HEAD)}
         for item in inputs if self._head_is_whole() else []:
-            # Files that could not be used, and that nobody asks for any more, are in nobody's way.
+            # Unusable files that are not among the inputs any more do not stand in the way.
             while journal and journal[0].unusable is not None and not journal[0].is_of(item):
                 journal.pop(0)
             if not journal or not journal[0].is_of(item):
