@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from evo_toolkit.cli import evaluate_tables as tables
 from evo_toolkit.cli.common import (
@@ -119,6 +120,8 @@ def bits(
             progress=run.progress("baselines", "bases"),
         )  # fmt: skip
 
+    if shared["source"]:
+        _refuse_settled("context_length", "windows_per_genome", "order", "max_order", "fit_windows", "seed")  # fmt: skip
     prepared = run.prepared(prepare, given=(*genomes, *train))
     model = run.model(prepared, optional=bool(prepared.meta.get("predictors")))
     run.finish(
@@ -299,6 +302,15 @@ def default_window(
         prepared, model, windows=sizes, count=num_snvs, progress=run.progress("windows", "SNVs")
     )
     run.finish(result, tables.window_table)
+
+
+def _refuse_settled(*names: str) -> None:
+    """Refuse options that a prepared file has settled, where they were given all the same."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option} was settled with --prepare; leave it out, or prepare again")
 
 
 class _Run:

@@ -93,8 +93,10 @@ def load_prepared(path: Path | str, kind: str) -> Prepared:
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        # Of a file that is no archive the reader says how to read it without its protection.
+        reason = error if zipfile.is_zipfile(path) else "no .npz file, or cut off"
         raise EvoError(
-            f"{path} is not a prepared task ({error}); make one with `evo-toolkit eval TASK --prepare`"
+            f"{path} is not a prepared task ({reason}); make one with `evo-toolkit eval TASK --prepare`"
         ) from None
     if description.get("format_version") != FORMAT_VERSION:
         raise EvoError(

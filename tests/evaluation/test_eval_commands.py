@@ -208,6 +208,21 @@ def test_brca1(tmp_path: Path) -> None:
         (("snv", "{fa}", "--genes", "{gff}"), 2, "no model chosen"),
         (("bits", "--from", "{fa}", "-m", "evo-mini"), 1, "is not a prepared task"),
         (("bits", "{fa}", "--from", "x.npz", "-m", "evo-mini"), 2, "leave the other files out"),
+        (
+            ("bits", "--from", "{fa}", "-m", "evo-mini"),
+            1,
+            "not a prepared task (no .npz file, or cut off)",
+        ),
+        (
+            ("bits", "--from", "x.npz", "-m", "evo-mini", "--context-length", "512"),
+            2,
+            "--context-length was settled with --prepare",
+        ),
+        (
+            ("bits", "--from", "x.npz", "-m", "evo-mini", "--seed", "0"),
+            2,
+            "--seed was settled with --prepare",
+        ),
         (("bits", "{fa}", "--from", "x", "--prepare", "y"), 2, "exclude each other"),
         (("snv", "{fa}", "--genes", "{fa}", "-m", "evo-mini"), 1, "no complete gene"),
         (("default-window", "--windows", "64", "{fa}"), 2, "two windows"),
