@@ -200,6 +200,8 @@ def test_signals_unwind_the_command(number: signal.Signals, code: int, tmp_path:
     process = subprocess.Popen(
         [sys.executable, "-c", PROCESS.format(body=body.strip("\n").lstrip())],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell starts what runs in the background with SIGINT ignored, and a child inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
