@@ -224,7 +224,7 @@ def test_a_failed_write_leaves_the_older_file(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(CheckpointError, match="No space left on device.*earlier checkpoints"):
+    with pytest.raises(CheckpointError, match=r"No space left on device.*earlier checkpoints"):
         AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, path)
     assert read_training_checkpoint(path)["state_dict"]["a"].tolist() == [1, 1, 1]
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
