@@ -271,6 +271,26 @@ def allow_out_of_domain_option(command: _Command) -> _Command:
     )(command)  # fmt: skip
 
 
+def region_options(command: _Command) -> _Command:
+    """Add `-r/--region` (parameter `regions`, a tuple) and `-R/--regions-file`: parts of a genome."""
+    command = click.option(
+        "-R", "--regions-file", metavar="BED", type=click.Path(path_type=str),
+        help="Regions of a BED file (0-based, half-open).",
+    )(command)  # fmt: skip
+    return click.option(
+        "-r", "--region", "regions", multiple=True, metavar="REGION",
+        help="contig:first-last, 1-based and inclusive, or a contig; may be repeated. Default: everything.",
+    )(command)  # fmt: skip
+
+
+def strands_option(command: _Command) -> _Command:
+    """Add `--strands` of a command that scores."""
+    return click.option(
+        "--strands", type=click.Choice(["both", "fwd", "rc"]), default="both", show_default=True,
+        help="Strands to score; both are averaged, and reported apart too.",
+    )(command)  # fmt: skip
+
+
 def quiet_option(command: _Command) -> _Command:
     """Add `-q/--quiet` (parameter `quiet`)."""
     return click.option(

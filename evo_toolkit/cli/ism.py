@@ -17,7 +17,9 @@ from evo_toolkit.cli.common import (
     model_options,
     quiet_option,
     refuse_input_as_output,
+    region_options,
     require_model,
+    strands_option,
     user_errors,
 )
 
@@ -34,21 +36,7 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Exit codes: 0 done; 1 an error (a bad file, the wrong genome); 2 wrong usage; 3 no base of the regions could be scored.")  # fmt: skip
 @click.argument("genome", metavar="GENOME", type=click.Path(path_type=str))
-@click.option(
-    "-r",
-    "--region",
-    "regions",
-    multiple=True,
-    metavar="REGION",
-    help="contig:first-last, 1-based and inclusive, or a contig; may be repeated. Default: everything.",
-)
-@click.option(
-    "-R",
-    "--regions-file",
-    metavar="BED",
-    type=click.Path(path_type=str),
-    help="Regions of a BED file (0-based, half-open).",
-)
+@region_options
 @click.option(
     "-o",
     "--output",
@@ -72,13 +60,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="What bigWig and bedGraph hold of the three substitutions of a base.",
 )
-@click.option(
-    "--strands",
-    type=click.Choice(["both", "fwd", "rc"]),
-    default="both",
-    show_default=True,
-    help="Strands to score; both are averaged, and reported apart too.",
-)
+@strands_option
 @model_options
 @click.option(
     "--window",

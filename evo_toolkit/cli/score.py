@@ -16,6 +16,7 @@ from evo_toolkit.cli.common import (
     model_options,
     quiet_option,
     require_model,
+    strands_option,
     user_errors,
 )
 
@@ -64,13 +65,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Bases that are read of each allele from the variant on. Fewer are faster, and an approximation: what the variant changes behind them is left out.",
 )
-@click.option(
-    "--strands",
-    type=click.Choice(["both", "fwd", "rc"]),
-    default="both",
-    show_default=True,
-    help="Strands to score; both are averaged, and reported apart too.",
-)
+@strands_option
 @click.option(
     "--max-allele",
     type=click.IntRange(1),

@@ -16,6 +16,7 @@ from evo_toolkit.cli.common import (
     model_options,
     quiet_option,
     refuse_input_as_output,
+    region_options,
     require_model,
     user_errors,
 )
@@ -39,21 +40,7 @@ STRAND_NAMES = {"+": "fwd", "-": "rc"}
     metavar="FILE",
     help="Where to write; the ending decides the format: .bedgraph (.gz), .bw, .tsv (.gz), .parquet; - is bedGraph on stdout.",
 )
-@click.option(
-    "-r",
-    "--region",
-    "regions",
-    multiple=True,
-    metavar="REGION",
-    help="contig:first-last, 1-based and inclusive, or a contig; may be repeated. Default: everything.",
-)
-@click.option(
-    "-R",
-    "--regions-file",
-    metavar="BED",
-    type=click.Path(path_type=str),
-    help="Regions of a BED file (0-based, half-open).",
-)
+@region_options
 @click.option(
     "--what",
     type=click.Choice(["loglik", "entropy"]),
