@@ -20,7 +20,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from evo_data.files import sha256_file
+from evo_data.files import sha256_file, sync
 from evo_toolkit._version import __version__
 from evo_toolkit.checkpoint.names import tensor_shapes
 from evo_toolkit.checkpoint.source import (
@@ -282,7 +282,7 @@ def staged_directory(directory: Path, *, force: bool = False) -> Iterator[Path]:
     try:
         yield staging
         for path in [*staging.iterdir(), staging]:
-            _fsync(path)
+            sync(path)
         _check_replaceable(directory, force)
         if directory.exists():
             old = directory.with_name(f".{directory.name}.{suffix}.old")
@@ -291,7 +291,7 @@ def staged_directory(directory: Path, *, force: bool = False) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             staging.rename(directory)
-        _fsync(directory.parent)
+        sync(directory.parent)
     except OSError as error:
         raise CheckpointError(f"cannot write {directory}: {error.strerror or error}") from None
     finally:
@@ -310,11 +310,3 @@ def _check_replaceable(directory: Path, force: bool) -> None:
         )
     if not force and any(directory.iterdir()):
         raise CheckpointError(f"{directory} exists; choose another name or give --force")
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
