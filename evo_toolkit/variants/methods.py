@@ -39,34 +39,10 @@ from numpy.typing import NDArray
 from evo_data.alphabet import BASES
 from evo_data.windows import StrandWindow
 from evo_toolkit.errors import UsageError
-from evo_toolkit.variants.scores import strand_score
+from evo_toolkit.variants.scores import Column, strand_score
 
 BASE_TOKENS = {ord(base): index for index, base in enumerate(BASES)}
 """The column of each base's token wherever bases are columns."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One value per allele that a method adds to an output.
-
-    Attributes:
-        name: Of the column in tables; in upper case, behind the prefix, the INFO key.
-        description: For headers: formula in words, sign, unit.
-        unit: "nats", "nats per base" or "" for a pure number.
-        type: As in VCF.
-        number: As in VCF: "A" is one for each alternate allele.
-    """
-
-    name: str
-    description: str
-    unit: str
-    type: str = "Float"
-    number: str = "A"
-
-    @property
-    def info_suffix(self) -> str:
-        """The INFO key behind its prefix: letters, digits, underscores and dots."""
-        return "".join(c if c.isalnum() or c in "_." else "_" for c in self.name).upper()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -24,6 +24,8 @@ from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.variants.scores import (
     INFO_FIELDS,
     AlleleScore,
+    Column,
+    InfoField,
     RunInfo,
     ScoredRecord,
 )
@@ -197,6 +199,9 @@ def metadata_lines(run: RunInfo, info_prefix: str = "EVO") -> list[str]:
         "WindowMode": run.window_mode,
         **({} if run.suffix is None else {"Suffix": str(run.suffix)}),
         "Strands": run.strands,
+        **({} if run.preset is None else {"Preset": run.preset}),
+        **({} if run.methods == ("delta",) else {"Methods": ",".join(run.methods)}),
+        **({} if run.calibration is None else {"Calibration": run.calibration}),
         "Shapes": ",".join(f"{rows}x{length}" for rows, length in run.shapes),
         "InfoPrefix": info_prefix,
     }
@@ -209,12 +214,21 @@ def metadata_lines(run: RunInfo, info_prefix: str = "EVO") -> list[str]:
 
 def info_lines(run: RunInfo, info_prefix: str = "EVO") -> list[str]:
     """Return the `##INFO` declarations of our keys, without line ends."""
+    described = [(f.suffix, f.type, f.description) for f in info_fields(run)]
+    for column in run.columns:
+        unit = f", {column.unit}" if column.unit else ""
+        described.append((column.info_suffix, column.type, f"{column.description}{unit}"))
     return [
-        f"##INFO=<ID={info_prefix}_{field.suffix},Number=A,Type={field.type},"
-        f"Description={_quoted(field.description)},Source={_quoted('evo_toolkit')},"
+        f"##INFO=<ID={info_prefix}_{suffix},Number=A,Type={type_},"
+        f"Description={_quoted(description)},Source={_quoted('evo_toolkit')},"
         f"Version={_quoted(run.version)}>"
-        for field in INFO_FIELDS
+        for suffix, type_, description in described
     ]
+
+
+def info_fields(run: RunInfo) -> tuple[InfoField, ...]:
+    """Those of `INFO_FIELDS` that a run has values for: without the method `delta` no scores."""
+    return tuple(f for f in INFO_FIELDS if "delta" in run.methods or f.type != "Float")
 
 
 def _identity(name: str) -> dict[str, str]:
@@ -241,12 +255,17 @@ def _one_line(text: str) -> str:
     return " ".join(text.splitlines())
 
 
-def info_text(alleles: tuple[AlleleScore, ...], info_prefix: str = "EVO") -> str:
+def info_text(
+    alleles: tuple[AlleleScore, ...],
+    info_prefix: str = "EVO",
+    fields: Sequence[InfoField] = INFO_FIELDS,
+    columns: Sequence[Column] = (),
+) -> str:
     """Return the INFO keys of one record, one value per alternate allele, `.` where there is none."""
+    values = [(f.suffix, [getattr(allele, f.attribute) for allele in alleles]) for f in fields]
+    values += [(c.info_suffix, [allele.values.get(c.name) for allele in alleles]) for c in columns]
     return ";".join(
-        f"{info_prefix}_{field.suffix}="
-        + ",".join(_info_value(getattr(allele, field.attribute)) for allele in alleles)
-        for field in INFO_FIELDS
+        f"{info_prefix}_{suffix}=" + ",".join(map(_info_value, found)) for suffix, found in values
     )
 
 
@@ -277,6 +296,7 @@ class VcfScoreWriter:
         self._prefix = info_prefix
         self._own_key = re.compile(rb"(?:^|;)" + re.escape(info_prefix.encode()) + rb"_")
         self._drop_genotypes = drop_genotypes
+        self._fields, self._columns = info_fields(run), run.columns
         added = [line.encode() for line in (*info_lines(run, info_prefix), *metadata_lines(run, info_prefix))]  # fmt: skip
         lines = header.extended(added, drop_genotypes=drop_genotypes)
         self._writer = VcfWriter(path, format=format, header_lines=lines, force=force)
@@ -287,7 +307,7 @@ class VcfScoreWriter:
             raise EvoError(
                 f"line {record.number} of the input already has an INFO key {self._prefix}_...; give another prefix with --info-prefix"
             )
-        info = info_text(scored.alleles, self._prefix).encode()
+        info = info_text(scored.alleles, self._prefix, self._fields, self._columns).encode()
         self._writer.write(annotate(record, info, drop_genotypes=self._drop_genotypes))
 
     def close(self) -> None:
@@ -346,4 +366,6 @@ def open_writer(
     if resolved == "parquet":
         return ParquetScoreWriter(path, run=run, force=force)
     lines = metadata_lines(run, info_prefix)
-    return TsvScoreWriter(path, metadata=lines, compressed=resolved == "tsv.gz", force=force)
+    return TsvScoreWriter(
+        path, metadata=lines, compressed=resolved == "tsv.gz", force=force, columns=run.columns
+    )

@@ -23,7 +23,8 @@ averaged; `dll_fwd` and `dll_rc` keep them apart.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -84,7 +85,8 @@ class AlleleScore:
 
     `status` is exclusive: scores are present exactly when it is `ok`. `flags` are remarks that do
     not exclude a score. `window_start`/`window_end` are the reference window of the first
-    strand that was scored, 0-based half-open on the genome's contig.
+    strand that was scored, 0-based half-open on the genome's contig. `values` are those of further
+    methods (`evo_toolkit.variants.methods`), by the name of their `Column`.
     """
 
     status: AlleleStatus
@@ -108,6 +110,7 @@ class AlleleScore:
     window_start: int | None = None
     window_end: int | None = None
     n_in_window: int | None = None
+    values: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,30 @@ def combine_strands(strands: list[StrandScore]) -> dict[str, float | None]:
 
 
 @dataclass(frozen=True, slots=True)
+class Column:
+    """One value per allele that a method adds to an output.
+
+    Attributes:
+        name: Of the column in tables; in upper case, behind the prefix, the INFO key.
+        description: For headers: formula in words, sign, unit.
+        unit: "nats", "nats per base" or "" for a pure number.
+        type: As in VCF.
+        number: As in VCF: "A" is one for each alternate allele.
+    """
+
+    name: str
+    description: str
+    unit: str
+    type: str = "Float"
+    number: str = "A"
+
+    @property
+    def info_suffix(self) -> str:
+        """The INFO key behind its prefix: letters, digits, underscores and dots."""
+        return "".join(c if c.isalnum() or c in "_." else "_" for c in self.name).upper()
+
+
+@dataclass(frozen=True, slots=True)
 class InfoField:
     """One INFO key of the VCF output and the `AlleleScore` attribute behind it."""
 
@@ -176,8 +203,10 @@ end may pass its length. The last four are the worst consequence that bcftools c
 an annotation is given, and on how many transcripts it calls any."""
 
 
-def table_row(record: VcfRecord, allele: AlleleScore) -> tuple[object, ...]:
-    """One row in the order of `TABLE_COLUMNS`; missing values are None, flags are joined by `|`."""
+def table_row(
+    record: VcfRecord, allele: AlleleScore, columns: Sequence[Column] = ()
+) -> tuple[object, ...]:
+    """One row in the order of `TABLE_COLUMNS`, then of `columns`; missing values are None, flags are joined by `|`."""
     normalised = allele.normalised
     worst = None
     if record.consequences and allele.alt in record.alts:
@@ -192,6 +221,7 @@ def table_row(record: VcfRecord, allele: AlleleScore) -> tuple[object, ...]:
         normalised.alt if normalised else None, allele.window, allele.window_start,
         allele.window_end, allele.n_in_window,
         *((worst.gene or None, worst.transcript or None, worst.consequence, worst.num_transcripts) if worst else (None,) * 4),
+        *(allele.values.get(column.name) for column in columns),
     )  # fmt: skip
 
 
@@ -213,3 +243,8 @@ class RunInfo:
     notes: tuple[str, ...] = ()
     window_mode: str = "exact"
     suffix: int | None = None
+    methods: tuple[str, ...] = ("delta",)
+    columns: tuple[Column, ...] = ()
+    """What the methods add to each allele, in order."""
+    calibration: str | None = None
+    preset: str | None = None

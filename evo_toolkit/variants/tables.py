@@ -15,7 +15,7 @@ import pysam
 
 from evo_data.files import atomic_output
 from evo_toolkit.errors import EvoError
-from evo_toolkit.variants.scores import TABLE_COLUMNS, RunInfo, ScoredRecord, table_row
+from evo_toolkit.variants.scores import TABLE_COLUMNS, Column, RunInfo, ScoredRecord, table_row
 
 ColumnType = Literal["string", "category", "int", "float"]
 
@@ -121,10 +121,17 @@ class TsvScoreWriter(_Writer):
     """
 
     def __init__(
-        self, path: str | Path, *, metadata: list[str], compressed: bool, force: bool
+        self,
+        path: str | Path,
+        *,
+        metadata: list[str],
+        compressed: bool,
+        force: bool,
+        columns: tuple[Column, ...] = (),
     ) -> None:
         super().__init__(path)
         self._compressed = compressed
+        self._columns = columns
         self._order = _Order()
         self._out: IO[bytes] | Any
         with ExitStack() as opening:
@@ -135,14 +142,15 @@ class TsvScoreWriter(_Writer):
                 name = os.fspath(temporary)
                 opened = pysam.BGZFile(name, "wb") if compressed else temporary.open("wb")
                 self._out = opening.enter_context(opened)
-            for line in (*metadata, "#" + "\t".join(TABLE_COLUMNS)):
+            names = (*TABLE_COLUMNS, *(column.name for column in columns))
+            for line in (*metadata, "#" + "\t".join(names)):
                 self._out.write(f"{line}\n".encode())
             self._stack = opening.pop_all()
 
     def _put(self, scored: ScoredRecord) -> None:
         self._order.see(scored.record.contig, scored.record.pos)
         for allele in scored.alleles:
-            cells = "\t".join(map(_cell, table_row(scored.record, allele)))
+            cells = "\t".join(map(_cell, table_row(scored.record, allele, self._columns)))
             self._out.write(f"{cells}\n".encode())
 
     def _finish(self) -> None:
@@ -222,9 +230,13 @@ class ParquetScoreWriter(_Writer):
         }
         information = json.dumps(dataclasses.asdict(run))
         self._schema = pa.schema(
-            [(name, types[COLUMN_TYPES[name]]) for name in TABLE_COLUMNS],
+            [
+                *((name, types[COLUMN_TYPES[name]]) for name in TABLE_COLUMNS),
+                *((column.name, types["float"]) for column in run.columns),
+            ],
             metadata={"evo_toolkit": information},
         )
+        self._columns = run.columns
         self._table = pa.table
         self._rows: list[tuple[Any, ...]] = []
         self._characters = 0
@@ -237,7 +249,7 @@ class ParquetScoreWriter(_Writer):
 
     def _put(self, scored: ScoredRecord) -> None:
         for allele in scored.alleles:
-            row = table_row(scored.record, allele)
+            row = table_row(scored.record, allele, self._columns)
             self._rows.append(row)
             self._characters += sum(len(x) for x in row if isinstance(x, str))
             if len(self._rows) >= _ROWS_PER_GROUP or self._characters >= _CHARACTERS_PER_GROUP:
@@ -250,6 +262,6 @@ class ParquetScoreWriter(_Writer):
     def _write_group(self) -> None:
         if not self._rows:
             return
-        columns = dict(zip(TABLE_COLUMNS, zip(*self._rows, strict=True), strict=True))
+        columns = dict(zip(self._schema.names, zip(*self._rows, strict=True), strict=True))
         self._parquet.write_table(self._table(columns, schema=self._schema))
         self._rows, self._characters = [], 0
