@@ -134,6 +134,12 @@ class WindowRunner(Protocol):
     def shapes(self) -> tuple[tuple[int, int], ...]:
         """(rows, length) of the forwards; a run that runs out of memory may change it."""
 
+    def use_shapes(self, shapes: Sequence[tuple[int, int]]) -> None:
+        """Take the shapes of another runner of the same windows, so that results are the same bits."""
+
+    def halve(self) -> None:
+        """Use half the rows from now on, since memory does not suffice for as many."""
+
     def probe(self) -> None:
         """Find rows that fit into memory and measure; to be called before anything is written."""
 
@@ -163,6 +169,15 @@ class WholeWindows:
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
         return (self.runner.shape,)
+
+    def use_shapes(self, shapes: Sequence[tuple[int, int]]) -> None:
+        _require_lengths(self.shapes, shapes)
+        (self.runner.shape,) = shapes
+
+    def halve(self) -> None:
+        before, (rows, length) = self.shapes, self.runner.shape
+        self.runner.shape = (max(1, rows // 2), length)
+        _tell_less_memory(before, self.shapes)
 
     def probe(self) -> None:
         self._seconds = self.runner.probe()
@@ -388,7 +403,7 @@ class ReusedPrefixes:
             torch.OutOfMemoryError: when one row does not fit.
         """
         while not self._fits(plan := self._plan(groups)):
-            self._halve()
+            self.halve()
         self.count.add(self._counted(plan, groups))
         return [[allele.pair() for allele in alleles] for alleles in plan.alleles]
 
@@ -401,18 +416,18 @@ class ReusedPrefixes:
             return False
         return True
 
-    def _halve(self) -> None:
+    def use_shapes(self, shapes: Sequence[tuple[int, int]]) -> None:
+        _require_lengths(self.shapes, shapes)
+        self._prefix_shape, *_, self._suffix_shape, self._whole.shape = shapes
+
+    def halve(self) -> None:
         before = self.shapes
         for name in ("_prefix_shape", "_suffix_shape"):
             rows, length = getattr(self, name)
             setattr(self, name, (max(1, rows // 2), length))
         rows, length = self._whole.shape
         self._whole.shape = (max(1, rows // 2), length)
-        # Only here, since the error's traceback held the tensors.
-        torch.cuda.empty_cache()
-        _log.warning(
-            "out of memory with forwards of %s; using %s", _listed(before), _listed(self.shapes)
-        )
+        _tell_less_memory(before, self.shapes)
 
     def probe(self) -> None:
         """Find rows that fit, with as many states alive as a run ever holds, and measure."""
@@ -431,7 +446,7 @@ class ReusedPrefixes:
                     prefix.splits.setdefault(split, _Split(split)).add(tokens, split + self._suffix)
             if self._fits(plan):
                 break
-            self._halve()
+            self.halve()
             rows = self._prefix_shape[0]
         one = _Prefix(ref, {self._middle: _Split(self._middle)})
         one.splits[self._middle].add(alt, self._middle + self._suffix)
@@ -549,6 +564,19 @@ def window_runner(
 def _batches(prefixes: Sequence[_Prefix], rows: int) -> Iterator[Sequence[_Prefix]]:
     for start in range(0, len(prefixes), rows):
         yield prefixes[start : start + rows]
+
+
+def _require_lengths(ours: Sequence[tuple[int, int]], given: Sequence[tuple[int, int]]) -> None:
+    if [length for _, length in ours] != [length for _, length in given]:
+        raise ValueError(
+            f"forwards of {_listed(given)} do not fit these windows, which take {_listed(ours)}"
+        )
+
+
+def _tell_less_memory(before: Sequence[tuple[int, int]], after: Sequence[tuple[int, int]]) -> None:
+    # Only here, since the error's traceback held the tensors.
+    torch.cuda.empty_cache()
+    _log.warning("out of memory with forwards of %s; using %s", _listed(before), _listed(after))
 
 
 def _listed(shapes: Sequence[tuple[int, int]]) -> str:

@@ -260,7 +260,7 @@ class ScoringRun:
         self,
         model: StripedHyena2,
         genome: Fasta,
-        variants: Variants,
+        variants: Variants | ContigAliases,
         *,
         window: int | None = None,
         window_mode: str | None = None,
@@ -274,6 +274,7 @@ class ScoringRun:
         """Check the domain, find a shape that fits the memory, measure one forward.
 
         Args:
+            variants: What to score, or only its contig names where records come from elsewhere.
             window: Bases per window; None is the model's `default_window`.
             window_mode: One of `evo_toolkit.variants.reuse.WINDOW_MODES`; None is "exact", and
                 "full" for a model that reproduces the released rounding.
@@ -296,13 +297,13 @@ class ScoringRun:
         self.scorer = VariantScorer(
             runner,
             genome,
-            variants.contigs,
+            variants.contigs if isinstance(variants, Variants) else variants,
             strands=strands,
             max_allele=max_allele,
             flags=(OUT_OF_DOMAIN_FLAG,) if domain_note else (),
             circular=circular,
         )
-        self.variants = variants
+        self._variants = variants
         runner.probe()
         notes = (*model.notes, *((domain_note,) if domain_note else ()))
         self.info = RunInfo(
@@ -321,6 +322,12 @@ class ScoringRun:
             genome_contigs_sha256=genome_digest(genome),
             notes=notes,
         )
+
+    @property
+    def variants(self) -> Variants:
+        """What is scored."""
+        assert isinstance(self._variants, Variants), "made for records from elsewhere"
+        return self._variants
 
     def estimate(self) -> float | None:
         """Seconds that scoring will take, from the probe; None when the input cannot be counted.
