@@ -1,6 +1,6 @@
 """Names and shapes of a model's tensors, in memory and in our files (`format_version: 1`).
 
-Shapes: V vocabulary, D width, F inner width of the MLP, G filter groups, K taps, N poles.
+Shapes: V vocabulary, D width, F inner width of the MLP. Those of mixers stand in `model.layers`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import math
 import re
 
 from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.layers import LAYER_KINDS
 
 _MIXER_FLOAT32 = re.compile(r"\.mixer\.(log_poles|residues|inv_freq)$")
 
@@ -18,22 +19,11 @@ def tensor_shapes(config: StripedHyena2Config) -> dict[str, tuple[int, ...]]:
     D, F, V = config.width, config.mlp_width, config.vocab_size
     shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (V, D)}
     for index, symbol in enumerate(config.pattern):
-        block = f"blocks.{index}"
+        block, kind = f"blocks.{index}", LAYER_KINDS[symbol]
         shapes[f"{block}.pre_norm.scale"] = (D,)
-        shapes[f"{block}.projections.weight"] = (3 * D, D)
-        if symbol == "*":
-            shapes[f"{block}.mixer.inv_freq"] = (config.head_width // 2,)
-        else:
-            shapes[f"{block}.mixer.featurizer"] = (3 * D, config.featurizer_length)
-        if symbol == "S":
-            shapes[f"{block}.mixer.h"] = (config.filter_groups, config.se_length)
-        elif symbol == "D":
-            shapes[f"{block}.mixer.h"] = (config.filter_groups, config.mr_length)
-        elif symbol == "H":
-            shapes[f"{block}.mixer.log_poles"] = (D, config.li_order)
-            shapes[f"{block}.mixer.residues"] = (D, config.li_order)
-        if symbol in "DH":
-            shapes[f"{block}.mixer.D"] = (D,)
+        shapes[f"{block}.projections.weight"] = (kind.streams * D, D)
+        for name, shape in kind.tensors(config).items():
+            shapes[f"{block}.mixer.{name}"] = shape
         shapes[f"{block}.out_projection.weight"] = (D, D)
         shapes[f"{block}.out_projection.bias"] = (D,)
         shapes[f"{block}.post_norm.scale"] = (D,)

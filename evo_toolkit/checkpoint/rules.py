@@ -30,6 +30,7 @@ from evo_toolkit.checkpoint.source import (
 )
 from evo_toolkit.errors import CheckpointError
 from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.layers import unreleased_layers
 from evo_toolkit.model.rotary import rotary_frequencies
 
 _log = logging.getLogger("evo_toolkit")
@@ -145,6 +146,11 @@ class ForeignSource(WeightSource):
 
     def _check(self, layer_of: re.Pattern[str], first_layer: int, ignored: re.Pattern[str]) -> None:
         assert self.path is not None
+        odd = unreleased_layers(self.config.pattern)
+        if odd:
+            raise CheckpointError(
+                f"{self.path} is a {self.format} checkpoint, which has no {odd} layers; give the configuration that belongs to this file"
+            )
         missing: list[str] = []
         wrong: list[str] = []
         for r in self._rules.values():

@@ -26,6 +26,7 @@ from evo_toolkit.checkpoint.rules import (
 from evo_toolkit.checkpoint.source import WeightSource
 from evo_toolkit.errors import CheckpointError
 from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.layers import unreleased_layers
 
 _LAYER = re.compile(r"^blocks\.(\d+)\.")
 _NEVER = re.compile(r"(?!)")
@@ -185,6 +186,11 @@ def vortex_config(config: StripedHyena2Config) -> dict[str, Any]:
     Raises:
         CheckpointError: for a configuration that the released form cannot express.
     """
+    odd = unreleased_layers(config.pattern)
+    if odd:
+        raise CheckpointError(
+            f"{config.name}: released models have no {odd} layers; keep our format"
+        )
     if config.gelu_layers not in ((0,), tuple(range(config.num_layers))):
         raise CheckpointError(
             f"{config.name}: gelu_layers {list(config.gelu_layers)} cannot be said in a released configuration (layer 0 or all); keep our format"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pkgutil
+
 from torch import Tensor, nn
 
-from evo_toolkit.model.attention import Attention
 from evo_toolkit.model.config import StripedHyena2Config
-from evo_toolkit.model.hyena import HyenaLI, HyenaMR, HyenaSE
+from evo_toolkit.model.layers import LAYER_KINDS
 from evo_toolkit.model.mlp import GatedMLP
 from evo_toolkit.model.norm import RMSNorm
 from evo_toolkit.model.plain import is_plain
@@ -14,23 +15,16 @@ from evo_toolkit.model.precision import PrecisionPolicy
 from evo_toolkit.model.projection import Projection
 from evo_toolkit.model.state import MixerState
 
-_MIXERS: dict[str, type[nn.Module]] = {
-    "S": HyenaSE,
-    "D": HyenaMR,
-    "H": HyenaLI,
-    "*": Attention,
-}
-
 
 class Block(nn.Module):
     """`u = x + out_projection(mixer(projections(pre_norm(x)))); y = u + mlp(post_norm(u))`."""
 
     def __init__(self, config: StripedHyena2Config, index: int, policy: PrecisionPolicy) -> None:
         super().__init__()
-        D = config.width
+        D, kind = config.width, LAYER_KINDS[config.pattern[index]]
         self.pre_norm = RMSNorm(D, config.norm_eps, policy)
-        self.projections = Projection(D, 3 * D, bias=False)
-        self.mixer = _MIXERS[config.pattern[index]](config, policy)
+        self.projections = Projection(D, kind.streams * D, bias=False)
+        self.mixer = pkgutil.resolve_name(kind.mixer)(config, policy)
         self.out_projection = Projection(D, D, bias=True)
         # In the released implementation a Hyena layer's output product is rounded before its bias
         # is added; attention's is not.

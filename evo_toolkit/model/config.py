@@ -14,14 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evo_toolkit.errors import ConfigError
-
-Symbol = Literal["S", "D", "H", "*"]
-LAYER_SYMBOLS: dict[str, str] = {
-    "S": "Hyena-SE",
-    "D": "Hyena-MR",
-    "H": "Hyena-LI",
-    "*": "attention",
-}
+from evo_toolkit.model.layers import LAYER_KINDS, LayerKind, described_symbols
 
 Fp8Sensitivity = Literal["none", "insensitive", "hopper"]
 
@@ -41,8 +34,8 @@ class StripedHyena2Config:
 
     Attributes:
         name: What outputs call the model.
-        pattern: One symbol per layer, index 0 first: `S` Hyena-SE, `D` Hyena-MR, `H` Hyena-LI,
-            `*` attention.
+        pattern: One symbol per layer, index 0 first, of `layers.LAYER_KINDS`: `S` Hyena-SE, `D`
+            Hyena-MR, `H` Hyena-LI, `*` attention.
         width: Channels D of the residual stream.
         num_heads: Attention heads; `width / num_heads` is the head width.
         mlp_width: Inner channels F of the gated MLP.
@@ -96,10 +89,10 @@ class StripedHyena2Config:
     evidence: tuple[Evidence, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.pattern) - set(LAYER_SYMBOLS))
+        unknown = sorted(set(self.pattern) - set(LAYER_KINDS))
         if not self.pattern or unknown:
             raise ConfigError(
-                f"pattern {self.pattern!r} has unknown layers {unknown}; use S (Hyena-SE), D (Hyena-MR), H (Hyena-LI), * (attention)"
+                f"pattern {self.pattern!r} has unknown layers {unknown}; use {described_symbols()}"
             )
         for name in (
             "width", "num_heads", "mlp_width", "filter_groups", "context_length", "vocab_size",
@@ -131,6 +124,8 @@ class StripedHyena2Config:
             raise ConfigError(f"gelu_layers {bad} lie outside the {len(self.pattern)} layers")
         if self.fp8 not in ("none", "insensitive", "hopper"):
             raise ConfigError(f"fp8 is {self.fp8!r}; use none, insensitive or hopper")
+        for kind in self.layer_kinds():
+            kind.check(self)
 
     @property
     def num_layers(self) -> int:
@@ -143,19 +138,34 @@ class StripedHyena2Config:
     def parameter_count(self) -> int:
         """Trainable parameters, the tied embedding counted once."""
         D = self.width
-        block = 2 * D + 3 * D * self.mlp_width + 3 * D * D + D * D + D
-        mixer = {
-            "S": 3 * D * self.featurizer_length + self.filter_groups * self.se_length,
-            "D": 3 * D * self.featurizer_length + self.filter_groups * self.mr_length + D,
-            "H": 3 * D * self.featurizer_length + 2 * D * self.li_order + D,
-            "*": 0,
-        }
-        embeddings = self.vocab_size * D * (1 if self.tie_embeddings else 2)
-        return embeddings + D + sum(block + mixer[symbol] for symbol in self.pattern)
+        total = D + self.vocab_size * D * (1 if self.tie_embeddings else 2)
+        for symbol in self.pattern:
+            kind = LAYER_KINDS[symbol]
+            total += 2 * D + 3 * D * self.mlp_width + kind.streams * D * D + D * D + D
+            total += sum(
+                math.prod(shape)
+                for name, shape in kind.tensors(self).items()
+                if name not in kind.buffers
+            )
+        return total
+
+    def layer_kinds(self) -> list[LayerKind]:
+        """Each kind of layer that the pattern has, once."""
+        return [kind for symbol, kind in LAYER_KINDS.items() if symbol in self.pattern]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain containers, ready for JSON."""
-        return dataclasses.asdict(self)
+        """Plain containers, ready for JSON.
+
+        Fields of kinds of layer that the pattern does not have are left out where they have their
+        defaults: a file says what its model is made of, and is the same in every version.
+        """
+        values = dataclasses.asdict(self)
+        used = {name for kind in self.layer_kinds() for name in kind.fields}
+        unused = {name for kind in LAYER_KINDS.values() for name in kind.fields} - used
+        for f in dataclasses.fields(self):
+            if f.name in unused and getattr(self, f.name) == f.default:
+                del values[f.name]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StripedHyena2Config:

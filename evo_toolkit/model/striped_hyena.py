@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from evo_kernels.backend import resolve
 from evo_kernels.token_log_probs import token_log_probs, why_unfused
+from evo_toolkit.errors import UsageError
 from evo_toolkit.model.block import Block
 from evo_toolkit.model.config import StripedHyena2Config
 from evo_toolkit.model.init import initialise
+from evo_toolkit.model.layers import unreleased_layers
 from evo_toolkit.model.norm import RMSNorm
 from evo_toolkit.model.plain import is_plain
 from evo_toolkit.model.precision import (
@@ -51,10 +53,18 @@ class StripedHyena2(nn.Module):
         Args:
             policy: Defaults to `default` precision on the CPU.
             generator_seed: Draw the weights from this seed, leaving the global one as it was.
+
+        Raises:
+            UsageError: for the rounding points of released models with layers that they do not have.
         """
         super().__init__()
         self.config = config
         self.policy = policy or resolve_precision("default", torch.device("cpu"))
+        odd = unreleased_layers(config.pattern)
+        if odd and self.policy.rounding is not None:
+            raise UsageError(
+                f'precision "{self.policy.name}" reproduces released models, which have no {odd} layers; use "default" or "exact"'
+            )
         self.source = "random"
         self.sha256 = ""
         self.notes: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 
 from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.layers import LAYER_KINDS
 
 # Dense bfloat16, without sparsity, of the makers' data sheets, in operations per second.
 _PEAKS = {
@@ -32,18 +33,13 @@ _PEAKS = {
 def forward_flops(config: StripedHyena2Config, length: int) -> int:
     """Operations of one forward pass over one sequence of `length` bases, logits included."""
     D, F, L = config.width, config.mlp_width, length
-    dense = 2 * (4 * D * D + 3 * D * F)  # projections in and out, gated MLP
-    featurizer = 2 * config.featurizer_length * 3 * D
-    mixers = {
-        "S": L * (featurizer + 2 * config.se_length * D),
-        "D": L * (featurizer + 2 * config.mr_length * D),
-        # The state of every pole: decay, add; the output: weigh, add.
-        "H": L * (featurizer + 4 * config.li_order * D),
-        # Scores and weighted values over the L (L + 1) / 2 causal pairs.
-        "*": 2 * 2 * D * (L * (L + 1) // 2),
-    }
-    head = 2 * D * config.vocab_size * L
-    return head + sum(dense * L + mixers[symbol] for symbol in config.pattern)
+    operations = 2 * D * config.vocab_size * L  # the head
+    for symbol in config.pattern:
+        kind = LAYER_KINDS[symbol]
+        # Projections in and out, gated MLP.
+        operations += 2 * ((kind.streams + 1) * D * D + 3 * D * F) * L
+        operations += kind.operations(config, L)
+    return operations
 
 
 def training_flops(config: StripedHyena2Config, length: int) -> int:

@@ -1,0 +1,145 @@
+"""The kinds of layer: one table from a symbol of a pattern to all that depends on the kind.
+
+Free of torch, like the configuration. A new mixer is one entry here, its module, its state in
+`state.py` and its fields in `StripedHyena2Config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evo_toolkit.model.config import StripedHyena2Config
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _no_check(config: StripedHyena2Config) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerKind:
+    """What the rest of the toolkit knows of one kind of layer.
+
+    Attributes:
+        name: What messages call it.
+        mixer: Where its module lies, `package.module:Class`, imported when a layer is built. It is
+            made by `Class(config, policy)` and called with `[B, L, streams * D]`, a state or None,
+            and `return_state`; it returns `[B, L, D]` and the new state or None.
+        tensors: Shapes of the mixer's parameters and buffers by their names.
+        operations: Of the mixer, for one sequence of a length; `training.flops` says what counts.
+        streams: How many inputs of the model's width the projection makes; 3 are [q | k | v].
+        buffers: Which tensors are not trained.
+        fields: Fields of the configuration that this kind alone reads. A configuration is written
+            without them, as long as they have their defaults, where its pattern has no such layer.
+        check: Raises ConfigError for values that do not fit; called for patterns with such a layer.
+        released: Whether released models have it: their file formats, and the precision "vortex",
+            know no other kinds.
+    """
+
+    name: str
+    mixer: str
+    tensors: Callable[[StripedHyena2Config], Shapes]
+    operations: Callable[[StripedHyena2Config, int], int]
+    streams: int = 3
+    buffers: frozenset[str] = frozenset()
+    fields: tuple[str, ...] = ()
+    check: Callable[[StripedHyena2Config], None] = _no_check
+    released: bool = False
+
+
+def _featurizer_operations(config: StripedHyena2Config, length: int) -> int:
+    return length * 2 * config.featurizer_length * 3 * config.width
+
+
+def _hyena_se_tensors(config: StripedHyena2Config) -> Shapes:
+    return {
+        "featurizer": (3 * config.width, config.featurizer_length),
+        "h": (config.filter_groups, config.se_length),
+    }
+
+
+def _hyena_se_operations(config: StripedHyena2Config, length: int) -> int:
+    return _featurizer_operations(config, length) + length * 2 * config.se_length * config.width
+
+
+def _hyena_mr_tensors(config: StripedHyena2Config) -> Shapes:
+    return {
+        "featurizer": (3 * config.width, config.featurizer_length),
+        "h": (config.filter_groups, config.mr_length),
+        "D": (config.width,),
+    }
+
+
+def _hyena_mr_operations(config: StripedHyena2Config, length: int) -> int:
+    return _featurizer_operations(config, length) + length * 2 * config.mr_length * config.width
+
+
+def _hyena_li_tensors(config: StripedHyena2Config) -> Shapes:
+    return {
+        "featurizer": (3 * config.width, config.featurizer_length),
+        "log_poles": (config.width, config.li_order),
+        "residues": (config.width, config.li_order),
+        "D": (config.width,),
+    }
+
+
+def _hyena_li_operations(config: StripedHyena2Config, length: int) -> int:
+    # The state of every pole: decay, add; the output: weigh, add.
+    return _featurizer_operations(config, length) + length * 4 * config.li_order * config.width
+
+
+def _attention_tensors(config: StripedHyena2Config) -> Shapes:
+    return {"inv_freq": (config.head_width // 2,)}
+
+
+def _attention_operations(config: StripedHyena2Config, length: int) -> int:
+    # Scores and weighted values over the L (L + 1) / 2 causal pairs.
+    return 2 * 2 * config.width * (length * (length + 1) // 2)
+
+
+LAYER_KINDS: dict[str, LayerKind] = {
+    "S": LayerKind(
+        name="Hyena-SE",
+        mixer="evo_toolkit.model.hyena:HyenaSE",
+        tensors=_hyena_se_tensors,
+        operations=_hyena_se_operations,
+        released=True,
+    ),
+    "D": LayerKind(
+        name="Hyena-MR",
+        mixer="evo_toolkit.model.hyena:HyenaMR",
+        tensors=_hyena_mr_tensors,
+        operations=_hyena_mr_operations,
+        released=True,
+    ),
+    "H": LayerKind(
+        name="Hyena-LI",
+        mixer="evo_toolkit.model.hyena:HyenaLI",
+        tensors=_hyena_li_tensors,
+        operations=_hyena_li_operations,
+        released=True,
+    ),
+    "*": LayerKind(
+        name="attention",
+        mixer="evo_toolkit.model.attention:Attention",
+        tensors=_attention_tensors,
+        operations=_attention_operations,
+        buffers=frozenset({"inv_freq"}),
+        released=True,
+    ),
+}
+
+
+def described_symbols() -> str:
+    """All symbols with their names, for messages."""
+    return ", ".join(f"{symbol} ({kind.name})" for symbol, kind in LAYER_KINDS.items())
+
+
+def unreleased_layers(pattern: str) -> str:
+    """The layers of a pattern that no released model has, for messages; "" if there are none."""
+    odd = sorted({symbol for symbol in pattern if not LAYER_KINDS[symbol].released})
+    return ", ".join(f"{symbol} ({LAYER_KINDS[symbol].name})" for symbol in odd)
