@@ -77,19 +77,32 @@ def _captured(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tens
             handle.remove()
 
 
-class _Probe:
-    """Runs chunks through as many blocks as the deepest layer asked for needs."""
+class LayerProbe:
+    """Runs chunks and keeps the outputs of layers.
 
-    def __init__(self, model: StripedHyena2, names: Sequence[str]) -> None:
+    Attributes:
+        num_blocks: As many as the deepest layer needs, or all.
+    """
+
+    def __init__(
+        self, model: StripedHyena2, names: Sequence[str], *, all_blocks: bool = False
+    ) -> None:
+        """Prepare.
+
+        Args:
+            names: As `resolve_layer` returns them.
+            all_blocks: Run all blocks, for whoever needs what the model predicts as well.
+        """
         self.model = model
         self.names = list(names)
         depths = [int(match[1]) + 1 for name in names if (match := _BLOCK.match(name))]
-        whole = any(name == "norm" for name in names)
+        whole = all_blocks or any(name == "norm" for name in names)
         self.num_blocks = len(model.blocks) if whole else max(depths, default=0)
 
     def run(
         self, ids: Tensor, state: Any = None, *, return_state: bool
-    ) -> tuple[dict[str, Tensor], Any]:
+    ) -> tuple[dict[str, Tensor], Tensor, Any]:
+        """Outputs `[B, L, C]` by layer, what the last block run gives `[B, L, D]`, and the state."""
         with _captured(
             self.model, [n for n in self.names if n not in ("norm", "embedding")]
         ) as out:
@@ -101,7 +114,7 @@ class _Probe:
         if "embedding" in self.names:
             out["embedding"] = nn.functional.embedding(ids, self.model.embedding.weight)
         assert set(out) == set(self.names), set(self.names) - set(out)
-        return out, state
+        return out, hidden, state
 
 
 def _pool(
@@ -159,13 +172,13 @@ def embed(
         if mask is not None and pool != "none" and not mask.any():
             raise ValueError(f"mask {index} keeps no position, so {pool} has nothing to pool")
 
-    probe = _Probe(model, sorted(set(names.values())))
+    probe = LayerProbe(model, sorted(set(names.values())))
     pooled: dict[str, list[NDArray[np.float32]]] = {
         name: [np.empty(0, np.float32)] * len(tokens) for name in probe.names
     }
     for indices, shape in batches([len(t) for t in tokens], model.device):
         ids = torch.from_numpy(padded([tokens[i] for i in indices], shape)).to(model.device)
-        outputs, _ = probe.run(ids, return_state=False)
+        outputs, _, _ = probe.run(ids, return_state=False)
         for name, output in outputs.items():
             for row, index in enumerate(indices):
                 values = output[row, : len(tokens[index])].float().cpu().numpy()
@@ -184,7 +197,7 @@ def embed(
 
 
 def _embed_long(
-    probe: _Probe, tokens: NDArray[np.uint8], mask: NDArray[np.bool_] | None, pool: Pool
+    probe: LayerProbe, tokens: NDArray[np.uint8], mask: NDArray[np.bool_] | None, pool: Pool
 ) -> dict[str, NDArray[np.float32]]:
     """One long sequence, chunk after chunk; "mean" and "last" hold one chunk at a time."""
     ids = torch.from_numpy(tokens.astype(np.int64))[None].to(probe.model.device)
@@ -193,7 +206,7 @@ def _embed_long(
     pieces: dict[str, list[NDArray[np.float32]]] = {name: [] for name in probe.names}
     kept, state = 0, None
     for start in range(0, len(tokens), CHUNK):
-        outputs, state = probe.run(ids[:, start : start + CHUNK], state, return_state=True)
+        outputs, _, state = probe.run(ids[:, start : start + CHUNK], state, return_state=True)
         keep = slice(None) if mask is None else mask[start : start + CHUNK]
         for name, output in outputs.items():
             values = output[0].float().cpu().numpy()[keep]

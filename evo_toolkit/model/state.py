@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from evo_kernels.diagonal_ssm import DiagonalState
+from evo_kernels.h3 import H3State
 from evo_kernels.hyena_li import LIState
 from evo_kernels.hyena_mr import MRState
 from evo_kernels.hyena_se import SEState
@@ -35,7 +37,7 @@ class AttentionState(NamedTuple):
     claimed: Tensor
 
 
-MixerState = SEState | MRState | LIState | AttentionState
+MixerState = SEState | MRState | LIState | H3State | DiagonalState | AttentionState
 ModelState = tuple[MixerState, ...]
 """One state per layer, in order."""
 
@@ -126,4 +128,50 @@ def gather_forks(forks: Sequence[tuple[ModelState, int]]) -> ModelState:
         gathered.append(
             AttentionState(tuple(keys), tuple(values), empty, empty.clone(), zero, zero.clone())
         )
+    return tuple(gathered)
+
+
+def gather_rows(rows: Sequence[tuple[ModelState, int]]) -> ModelState:
+    """The state of a batch of continuations that are on their way, each a row of some state.
+
+    Keys and values of the prefixes are shared; the sequences' own, and the small fixed-size states,
+    are copied. The states given stay valid.
+
+    Args:
+        rows: For every row of the batch, the state to continue and the row in it. All are forks
+            (`gather_forks`) that have read the same number of positions since.
+
+    Raises:
+        ValueError: if there are none, or they have not read the same number of positions.
+    """
+    if not rows:
+        raise ValueError("gather_rows takes at least one row")
+    gathered: list[MixerState] = []
+    for index, first in enumerate(rows[0][0]):
+        layers = [(state[index], row) for state, row in rows]
+        if not isinstance(first, AttentionState):
+            parts = [[x[row : row + 1] for x in _tensors(layer)] for layer, row in layers]
+            gathered.append(type(first)(*(torch.cat(part) for part in zip(*parts, strict=True))))
+            continue
+        prefix_keys, prefix_values, keys, values = [], [], [], []
+        filled = int(first.length)
+        for layer, row in layers:
+            assert isinstance(layer, AttentionState)
+            if not isinstance(layer.prefix_k, tuple) or not isinstance(layer.prefix_v, tuple):
+                raise ValueError("gather_rows takes states that gather_forks began")
+            if int(layer.length) != filled:
+                raise ValueError(
+                    f"gather_rows takes rows that have read as much; these have read {filled} and {int(layer.length)} positions"
+                )
+            prefix_keys.append(layer.prefix_k[row])
+            prefix_values.append(layer.prefix_v[row])
+            keys.append(layer.k[row : row + 1, :filled])
+            values.append(layer.v[row : row + 1, :filled])
+        length = torch.tensor(filled, dtype=torch.int64)
+        gathered.append(
+            AttentionState(
+                tuple(prefix_keys), tuple(prefix_values), torch.cat(keys), torch.cat(values),
+                length, length.clone(),
+            )
+        )  # fmt: skip
     return tuple(gathered)

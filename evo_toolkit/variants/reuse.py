@@ -17,26 +17,34 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from evo_data.alphabet import BASES
 from evo_toolkit.errors import UsageError
-from evo_toolkit.inference.runner import LogProbRunner, default_rows, padded
-from evo_toolkit.model.state import gather_forks
+from evo_toolkit.inference.runner import LogProbRunner, default_rows
+from evo_toolkit.model.state import gather_forks, gather_rows
+from evo_toolkit.variants.reading import (
+    LOG_PROBS,
+    Layers,
+    LogProbs,
+    Row,
+    Tokens,
+    Wanted,
+    WindowReader,
+)
 
 if TYPE_CHECKING:
     from evo_toolkit.model.state import ModelState
     from evo_toolkit.model.striped_hyena import StripedHyena2
 
 _log = logging.getLogger("evo_toolkit")
-
-Tokens = NDArray[np.uint8]
-LogProbs = NDArray[np.float32]
 
 WINDOW_MODES: dict[str, str] = {
     "exact": "a window for every place; what its alleles share is read once",
@@ -54,6 +62,69 @@ _WIDE, _WIDE_SHARE = 2048, 4
 _SHARED_PART = 32
 # There, one split per so many parts of the middle region.
 _SPLITS_PER_STEP = 8
+# Adaptive suffixes are read in pieces of this part of a window, in forwards with as many rows as
+# for pieces so many times as long, and so many forwards' worth of suffixes at a time.
+_PIECES = 32
+_ROWS_AS_OF = 4
+_SUFFIXES_PER_WAVE = 4
+_QUIET_PIECES = 2
+
+DEFAULT_TOLERANCE = 0.01
+"""Nats that a piece of an adaptive suffix may add and still be called quiet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptive:
+    """Suffixes as long as it takes: alleles are read in pieces of 1/32 of a window.
+
+    An allele is read no further when two pieces in a row, the one with the fork or later ones, have
+    changed its score by less than `tolerance` each. Alleles of another length than the reference's
+    hardly ever are that quiet, since pieces of theirs hold other bases: they are read to the end.
+
+    Attributes:
+        tolerance: In nats, on one strand.
+    """
+
+    tolerance: float = DEFAULT_TOLERANCE
+
+    def __str__(self) -> str:
+        return f"{ADAPTIVE}:{self.tolerance:g}"
+
+    def is_enough(self, ref: Row, alt: Row, fork: int, piece: int) -> bool:
+        """Whether the pieces read so far suffice, of suffixes that part at `fork`."""
+        last = len(alt.log_probs)
+        if last - _QUIET_PIECES < fork // piece:
+            return False
+        return all(
+            abs(float(alt.log_probs[p].sum(dtype=np.float64) - ref.log_probs[p].sum(dtype=np.float64))) < self.tolerance
+            for p in range(last - _QUIET_PIECES, last)
+        )  # fmt: skip
+
+
+ADAPTIVE = "adaptive"
+Suffix = int | Adaptive | None
+"""Bases to read of each allele, as many as it takes, or all."""
+
+
+def parse_suffix(text: str) -> Suffix:
+    """Read what a user says of suffixes: full, a number of bases, adaptive or adaptive:NATS.
+
+    Raises:
+        UsageError: for anything else.
+    """
+    if text == "full":
+        return None
+    if text.isdecimal():
+        return int(text)
+    name, colon, tolerance = text.partition(":")
+    if name == ADAPTIVE and not colon:
+        return Adaptive()
+    with suppress(ValueError):
+        if name == ADAPTIVE and 0 < float(tolerance) < float("inf"):
+            return Adaptive(float(tolerance))
+    raise UsageError(
+        f"--suffix {text!r} is neither full, a number of bases, adaptive nor adaptive:NATS with more than 0"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +144,20 @@ class WindowGroup:
 class LogProbPair(NamedTuple):
     """Log-probabilities of a reference and an alternate, nats; entry 0 is NaN.
 
-    `[n]` each, or as far as the alleles were read where suffixes are cut short.
+    `[n]` each, or as far as the alleles were read where suffixes are cut short. An alternate that
+    nobody asked for is empty, and its reference then reaches as far as the fork at least.
+
+    Attributes:
+        bases_ref, bases_alt: `[n, 4]` log-probabilities of A, C, G and T, if asked for.
+        layers_ref, layers_alt: Mean outputs of layers from the fork on, `[C]`, if asked for.
     """
 
     ref: LogProbs
     alt: LogProbs
+    bases_ref: LogProbs | None = None
+    bases_alt: LogProbs | None = None
+    layers_ref: Layers = MappingProxyType({})
+    layers_alt: Layers = MappingProxyType({})
 
 
 @dataclass
@@ -114,7 +194,7 @@ class WindowRunner(Protocol):
 
     Attributes:
         mode: Its name among `WINDOW_MODES`.
-        suffix: Bases that are read of each allele, or None for all.
+        suffix: Bases that are read of each allele, `str` of an `Adaptive`, or None for all.
         window: Longest window, in bases.
         step: Where windows may begin (`evo_data.windows.variant_windows`).
         windows_per_call: How many windows a call should hold at most, for few rows of padding.
@@ -124,7 +204,7 @@ class WindowRunner(Protocol):
     mode: str
     window: int
     step: int
-    suffix: int | None
+    suffix: int | str | None
     count: TokenCount
 
     @property
@@ -153,12 +233,14 @@ class WindowRunner(Protocol):
 class WholeWindows:
     """Every distinct window read whole: the plain way, and the baseline of the others."""
 
-    def __init__(self, runner: LogProbRunner) -> None:
+    def __init__(self, runner: LogProbRunner, wanted: Wanted = LOG_PROBS) -> None:
         self.mode = "full"
         self.runner = runner
+        self.wanted = wanted
+        self._reader = WindowReader(runner.model, wanted)
         self.window = runner.shape[1]
         self.step = 1
-        self.suffix: int | None = None
+        self.suffix: int | str | None = None
         self.count = TokenCount()
         self._seconds = 0.0
 
@@ -187,36 +269,37 @@ class WholeWindows:
 
     def plan(self, groups: Sequence[WindowGroup]) -> TokenCount:
         """Count what a call with these groups takes."""
-        lengths = [len(tokens) for tokens in _distinct_windows(groups)]
+        lengths = [len(tokens) for tokens in _distinct_windows(groups, self.wanted)]
         forwards = -(-len(lengths) // self.runner.shape[0])
         total = sum(lengths)
         return TokenCount(total, forwards * self.runner.shape[0] * self.window - total, total)
 
     def __call__(self, groups: Sequence[WindowGroup]) -> list[list[LogProbPair]]:
-        distinct = _distinct_windows(groups)
-        keys = [tokens.tobytes() for tokens in distinct]
-        found = dict(zip(keys, self.runner(distinct), strict=True))
+        rows: dict[bytes, Row] = {}
+        alleles: list[list[_Allele]] = []
+        for group in groups:
+            alleles.append([])
+            for alt, fork in group.alts:
+                sides = [
+                    rows.setdefault(tokens.tobytes(), Row(tokens))
+                    for tokens in ((group.ref, alt) if self.wanted.alternate else (group.ref,))
+                ]
+                if self.wanted.layers:
+                    for row in sides:
+                        row.forks.add(fork)
+                alleles[-1].append(_Allele(None, 0, fork, sides[0], sides[-1], self.wanted))
+        self._reader.read_all(list(rows.values()), self.runner.shape)
         self.count.add(self.plan(groups))
-        return [
-            [LogProbPair(found[group.ref.tobytes()], found[alt.tobytes()]) for alt, _ in group.alts]
-            for group in groups
-        ]
+        return [[allele.pair() for allele in group] for group in alleles]
 
 
-def _distinct_windows(groups: Sequence[WindowGroup]) -> list[Tokens]:
+def _distinct_windows(groups: Sequence[WindowGroup], wanted: Wanted = LOG_PROBS) -> list[Tokens]:
     windows: dict[bytes, Tokens] = {}
     for group in groups:
-        for tokens in (group.ref, *(alt for alt, _ in group.alts)):
+        alts = [alt for alt, _ in group.alts] if wanted.alternate else []
+        for tokens in (group.ref, *alts):
             windows.setdefault(tokens.tobytes(), tokens)
     return list(windows.values())
-
-
-@dataclass(slots=True)
-class _Suffix:
-    """One allele's tokens from a split on, and in the end their log-probabilities."""
-
-    tokens: Tokens
-    log_probs: LogProbs | None = None
 
 
 @dataclass(slots=True)
@@ -224,11 +307,12 @@ class _Split:
     """Where suffixes leave a prefix, and those that do, by their bytes."""
 
     position: int
-    suffixes: dict[bytes, _Suffix] = field(default_factory=dict)
+    suffixes: dict[bytes, Row] = field(default_factory=dict)
+    alleles: list[_Allele] = field(default_factory=list)
 
-    def add(self, tokens: Tokens, stop: int) -> _Suffix:
+    def add(self, tokens: Tokens, stop: int) -> Row:
         suffix = tokens[self.position : stop]
-        return self.suffixes.setdefault(suffix.tobytes(), _Suffix(suffix))
+        return self.suffixes.setdefault(suffix.tobytes(), Row(suffix))
 
 
 @dataclass(slots=True)
@@ -238,30 +322,56 @@ class _Prefix:
     tokens: Tokens
     splits: dict[int, _Split] = field(default_factory=dict)
     log_probs: LogProbs | None = None
+    bases: LogProbs | None = None
+    """`[depth + 1, 4]`, if asked for: what comes after the prefix, too."""
 
     @property
     def depth(self) -> int:
         return max(self.splits)
 
 
-class _Allele(NamedTuple):
-    """Where an alternate and its reference find their results; no prefix: both were read whole."""
+@dataclass(slots=True)
+class _Allele:
+    """Where an alternate and its reference find their results; no prefix: both were read whole.
+
+    Where the alternate is not wanted, `alt` is `ref`, and without a row the prefix says it all.
+
+    Attributes:
+        pieces: How many pieces of the rows count; None is all.
+    """
 
     prefix: _Prefix | None
     position: int
-    ref: _Suffix
-    alt: _Suffix
+    fork: int
+    ref: Row | None
+    alt: Row | None
+    wanted: Wanted
+    pieces: int | None = None
 
     def pair(self) -> LogProbPair:
-        assert self.ref.log_probs is not None and self.alt.log_probs is not None
-        if self.prefix is None:
-            return LogProbPair(self.ref.log_probs, self.alt.log_probs)
-        assert self.prefix.log_probs is not None
-        before = self.prefix.log_probs[: self.position]
-        return LogProbPair(
-            np.concatenate([before, self.ref.log_probs]),
-            np.concatenate([before, self.alt.log_probs]),
-        )
+        ref, bases_ref, layers_ref = self._side(self.ref)
+        if not self.wanted.alternate:
+            return LogProbPair(ref, ref[:0], bases_ref, None, layers_ref)
+        alt, bases_alt, layers_alt = self._side(self.alt)
+        return LogProbPair(ref, alt, bases_ref, bases_alt, layers_ref, layers_alt)
+
+    def _side(self, row: Row | None) -> tuple[LogProbs, LogProbs | None, Layers]:
+        log_probs: list[LogProbs] = []
+        bases: list[LogProbs] = []
+        layers: Layers = {}
+        if self.prefix is not None:
+            assert self.prefix.log_probs is not None
+            end = self.position if row is not None else len(self.prefix.log_probs)
+            log_probs.append(self.prefix.log_probs[:end])
+            if self.prefix.bases is not None:
+                bases.append(self.prefix.bases[: end + (row is None)])
+        if row is not None:
+            pieces = len(row.log_probs) if self.pieces is None else self.pieces
+            log_probs += row.log_probs[:pieces]
+            bases += row.bases[:pieces]
+            if self.wanted.layers:
+                layers = row.means(self.fork - self.position, pieces)
+        return np.concatenate(log_probs), np.concatenate(bases) if bases else None, layers
 
 
 @dataclass(slots=True)
@@ -279,7 +389,7 @@ class _Waiting(NamedTuple):
     The state lives as long as one of these does.
     """
 
-    suffix: _Suffix
+    suffix: Row
     fork: tuple[ModelState, int]
     next_log_probs: Tensor
 
@@ -299,8 +409,9 @@ class ReusedPrefixes:
         window: int,
         *,
         step: int = 1,
-        suffix: int | None = None,
+        suffix: Suffix = None,
         rows: int | None = None,
+        wanted: Wanted = LOG_PROBS,
     ) -> None:
         """Prepare.
 
@@ -310,20 +421,29 @@ class ReusedPrefixes:
                 shared; 1 where every variant has its own.
             suffix: Read so many bases of each allele from its split on; None reads all.
             rows: Of every forward; None chooses by device and length.
+            wanted: What is asked for beside log-probabilities.
         """
         self.model = model
         self.mode = "exact" if step == 1 else "shared"
         self.window = window
         self.step = step
-        self.suffix = suffix
+        self.suffix = str(suffix) if isinstance(suffix, Adaptive) else suffix
+        self.wanted = wanted
+        self._reader = WindowReader(model, wanted)
+        self._adaptive = suffix if isinstance(suffix, Adaptive) and wanted.alternate else None
         self._middle = window // 2
         self.chunk = max(1, step // _SPLITS_PER_STEP)
         self.num_splits = -(-step // self.chunk)
         self._whole = LogProbRunner(model, window, rows)
         self._prefix_shape = self._shape(self._middle, rows)
-        self._suffix = min(suffix or window, window - self._middle)
-        self._cut = suffix is not None
+        self._cut = isinstance(suffix, int)
+        self._suffix = min(suffix if isinstance(suffix, int) else window, window - self._middle)
         self._suffix_shape = self._shape(self._suffix, rows)
+        if self._adaptive:
+            piece = max(1, window // _PIECES)
+            # Rows as if the pieces were longer: every row has a prefix, whose state is kept.
+            self._suffix_shape = self._shape(_ROWS_AS_OF * piece, rows)[0], piece
+        self._positions_run = 0
         self.count = TokenCount()
         self._prefix_seconds = self._suffix_seconds = 0.0
 
@@ -367,14 +487,38 @@ class ReusedPrefixes:
                 position = self.split(fork, len(alt))
                 prefix, split = None, plan.whole
                 stop = (position or min(fork, len(alt))) + self._suffix if self._cut else len(alt)
+                if not self.wanted.alternate:
+                    position, stop = self._reach(fork, len(alt)), min(fork + 1, len(alt))
                 if position:
                     prefix = plan.prefixes.setdefault(key, _Prefix(group.ref))
                     split = prefix.splits.setdefault(position, _Split(position))
-                alleles.append(
-                    _Allele(prefix, position, split.add(group.ref, stop), split.add(alt, stop))
-                )
+                ref = alt_row = None
+                if self.wanted.alternate or position < fork < len(alt):
+                    ref = alt_row = split.add(group.ref, stop)
+                if self.wanted.alternate:
+                    alt_row = split.add(alt, stop)
+                if not position and ref is None:
+                    ref = alt_row = split.add(group.ref, stop)
+                allele = _Allele(prefix, position, fork, ref, alt_row, self.wanted)
+                for row in (ref, alt_row):
+                    if row is not None and self.wanted.layers:
+                        row.forks.add(fork - position)
+                split.alleles.append(allele)
+                alleles.append(allele)
             plan.alleles.append(alleles)
         return plan
+
+    def _reach(self, fork: int, length: int) -> int:
+        """How far a prefix is read when only the base at the fork is asked for.
+
+        To the fork, or to the end of the chunk it lies in: what follows a prefix is known, too. A
+        fork behind the last of the splits is read to from there.
+        """
+        position = self.split(fork, length)
+        if not position or fork >= length:
+            return position
+        beyond = min(-(-(fork - self._middle) // self.chunk), self.num_splits - 1)
+        return min(self._middle + beyond * self.chunk, length)
 
     def plan(self, groups: Sequence[WindowGroup]) -> TokenCount:
         """Count what a call with these groups takes."""
@@ -386,7 +530,7 @@ class ReusedPrefixes:
         suffixes = [suffix for split in splits for suffix in split.suffixes.values()]
         whole = plan.whole.suffixes.values()
         tokens = sum(prefix.depth for prefix in prefixes)
-        tokens += sum(len(suffix.tokens) for suffix in (*suffixes, *whole))
+        tokens += sum(row.num_read or len(row.tokens) for row in (*suffixes, *whole))
         rows = self._prefix_shape[0]
         run = sum(rows * max(p.depth for p in batch) for batch in _batches(prefixes, rows))
         for count, (rows, length) in (
@@ -394,7 +538,10 @@ class ReusedPrefixes:
             (len(whole), self._whole.shape),
         ):
             run += -(-count // rows) * rows * length
-        return TokenCount(tokens, run - tokens, sum(map(len, _distinct_windows(groups))))
+        if self._adaptive:
+            run = self._positions_run
+        distinct = _distinct_windows(groups, self.wanted)
+        return TokenCount(tokens, max(0, run - tokens), sum(map(len, distinct)))
 
     def __call__(self, groups: Sequence[WindowGroup]) -> list[list[LogProbPair]]:
         """Run groups; out of memory, all of them again with half the rows.
@@ -465,10 +612,11 @@ class ReusedPrefixes:
 
     @torch.inference_mode()
     def _run(self, plan: _Plan) -> None:
-        whole = list(plan.whole.suffixes.values())
-        found = self._whole([suffix.tokens for suffix in whole])
-        for suffix, log_probs in zip(whole, found, strict=True):
-            suffix.log_probs = log_probs
+        self._positions_run = 0
+        self._reader.read_all(list(plan.whole.suffixes.values()), self._whole.shape)
+        if self._adaptive:
+            self._run_adaptively(plan, self._adaptive)
+            return
         rows = self._suffix_shape[0]
         waiting: deque[_Waiting] = deque()
         for batch in _batches(list(plan.prefixes.values()), self._prefix_shape[0]):
@@ -479,18 +627,73 @@ class ReusedPrefixes:
         if waiting:
             self._read_suffixes(list(waiting))
 
+    def _run_adaptively(self, plan: _Plan, adaptive: Adaptive) -> None:
+        """Read prefixes, and of every allele as many pieces as it takes."""
+        waiting: list[_Waiting] = []
+        splits: list[_Split] = []
+        for batch in _batches(list(plan.prefixes.values()), self._prefix_shape[0]):
+            waiting += self._read_prefixes(batch)
+            splits += [split for prefix in batch for split in prefix.splits.values()]
+            if len(waiting) >= _SUFFIXES_PER_WAVE * self._suffix_shape[0]:
+                self._read_pieces(waiting, splits, adaptive)
+                waiting, splits = [], []
+        self._read_pieces(waiting, splits, adaptive)
+
+    def _read_pieces(
+        self, waiting: list[_Waiting], splits: Sequence[_Split], adaptive: Adaptive
+    ) -> None:
+        """Read suffixes piece after piece until no allele needs more of them."""
+        rows, piece = self._suffix_shape
+        deciding = [allele for split in splits for allele in split.alleles]
+        # Rows that belong to no allele (of a probe) are read to their ends.
+        free = {id(one.suffix) for one in waiting}
+        free -= {id(row) for allele in deciding for row in (allele.ref, allele.alt)}
+        begun = False
+        while waiting:
+            onward: list[_Waiting] = []
+            for start in range(0, len(waiting), rows):
+                batch = waiting[start : start + rows]
+                state, following = self._read_suffixes(batch, begun=begun, onward=True)
+                assert state is not None and following is not None
+                onward += [
+                    _Waiting(one.suffix, (state, row), following[row])
+                    for row, one in enumerate(batch)
+                ]
+            begun = True
+            for allele in deciding:
+                assert allele.ref is not None and allele.alt is not None
+                if adaptive.is_enough(allele.ref, allele.alt, allele.fork - allele.position, piece):
+                    allele.pieces = len(allele.alt.log_probs)
+            deciding = [allele for allele in deciding if allele.pieces is None]
+            needed = free | {id(row) for allele in deciding for row in (allele.ref, allele.alt)}
+            waiting = [
+                one
+                for one in onward
+                if id(one.suffix) in needed and one.suffix.num_read < len(one.suffix.tokens)
+            ]
+
     def _read_prefixes(self, batch: Sequence[_Prefix]) -> list[_Waiting]:
         """Read prefixes up to their deepest split; the suffixes that may now be read."""
+        reader = self._reader
         rows, position = self._prefix_shape
-        ids = self._ids([prefix.tokens[:position] for prefix in batch], self._prefix_shape)
-        hidden, state = self.model.hidden(ids, return_state=True)
+        ids = reader.ids([prefix.tokens[:position] for prefix in batch], self._prefix_shape)
+        _, hidden, state = reader.hidden(ids, return_state=True)
+        self._positions_run += ids.numel()
         unknown = hidden.new_full((rows, 1), float("nan"), dtype=torch.float32)
         parts = [unknown, self.model.gather_log_probs(hidden[:, :-1], ids[:, 1:]).float()]
+        bases: list[Tensor] = []
+        if self.wanted.bases:
+            # Where only the fork is looked at, nothing in front of the middle is.
+            whole = self.wanted.alternate
+            bases.append(unknown[..., None].expand(rows, 1 if whole else position, len(BASES)))
+            bases += [reader.bases(hidden[:, :-1])] if whole else []
         waiting: list[_Waiting] = []
         deepest = max(prefix.depth for prefix in batch)
         while True:
             assert state is not None
-            following = self._next_log_probs(hidden)
+            following = reader.following(hidden)
+            if self.wanted.bases:
+                bases.append(reader.bases_following(following)[:, None])
             for row, prefix in enumerate(batch):
                 if (split := prefix.splits.get(position)) is not None:
                     fork, after = (state, row), following[row]
@@ -498,37 +701,49 @@ class ReusedPrefixes:
             if position >= deepest:
                 break
             end = position + self.chunk
-            ids = self._ids([p.tokens[position:end] for p in batch], (rows, self.chunk))
-            hidden, state = self.model.hidden(ids, state, return_state=True)
+            ids = reader.ids([p.tokens[position:end] for p in batch], (rows, self.chunk))
+            _, hidden, state = reader.hidden(ids, state, return_state=True)
+            self._positions_run += ids.numel()
             parts.append(following.gather(1, ids[:, :1]))
             parts.append(self.model.gather_log_probs(hidden[:, :-1], ids[:, 1:]).float())
+            if self.wanted.bases:
+                bases.append(reader.bases(hidden[:, :-1]))
             position = end
         found = torch.cat(parts, dim=1).cpu().numpy()
+        of_bases = torch.cat(bases, dim=1).cpu().numpy() if bases else None
         for row, prefix in enumerate(batch):
             prefix.log_probs = found[row, : prefix.depth].copy()
+            if of_bases is not None:
+                prefix.bases = of_bases[row, : prefix.depth + 1].copy()
         return waiting
 
-    def _read_suffixes(self, batch: Sequence[_Waiting]) -> None:
-        """Read suffixes, each from its prefix, and keep their log-probabilities."""
+    def _read_suffixes(
+        self, batch: Sequence[_Waiting], *, begun: bool = False, onward: bool = False
+    ) -> tuple[ModelState | None, Tensor | None]:
+        """Read suffixes, each from its prefix, or the next piece of suffixes that were `begun`.
+
+        Returns:
+            With `onward`, the state and what comes next.
+        """
         filled = [*batch, *[batch[-1]] * (self._suffix_shape[0] - len(batch))]
-        ids = self._ids([one.suffix.tokens for one in batch], self._suffix_shape)
-        hidden, _ = self.model.hidden(ids, gather_forks([one.fork for one in filled]))
-        first = torch.stack([one.next_log_probs for one in filled]).gather(1, ids[:, :1])
-        rest = self.model.gather_log_probs(hidden[:, :-1], ids[:, 1:]).float()
-        found = torch.cat([first, rest], dim=1).cpu().numpy()
-        for row, one in enumerate(batch):
-            one.suffix.log_probs = found[row, : len(one.suffix.tokens)].copy()
-
-    def _next_log_probs(self, hidden: Tensor) -> Tensor:
-        """Log-probabilities of the token after the last position, `[B, V]` float32."""
-        return self.model.head(hidden[:, -1:])[:, 0].float().log_softmax(-1)
-
-    def _ids(self, tokens: Sequence[Tokens], shape: tuple[int, int]) -> Tensor:
-        return torch.from_numpy(padded(tokens, shape)).to(self.model.device)
+        gather = gather_rows if begun else gather_forks
+        self._positions_run += self._suffix_shape[0] * self._suffix_shape[1]
+        return self._reader.read(
+            [one.suffix for one in batch],
+            self._suffix_shape,
+            gather([one.fork for one in filled]),
+            torch.stack([one.next_log_probs for one in filled]),
+            return_state=onward,
+        )
 
 
 def window_runner(
-    model: StripedHyena2, window: int, mode: str | None = None, suffix: int | None = None
+    model: StripedHyena2,
+    window: int,
+    mode: str | None = None,
+    suffix: Suffix = None,
+    *,
+    wanted: Wanted = LOG_PROBS,
 ) -> WindowRunner:
     """What runs windows in one of `WINDOW_MODES`.
 
@@ -536,7 +751,8 @@ def window_runner(
         window: Longest window, in bases.
         mode: None is "exact", and "full" under a policy that rounds as the released implementation,
             whose forward with caches rounds otherwise than the one without.
-        suffix: Bases to read of each allele, or None for all; an approximation.
+        suffix: Bases to read of each allele, as many as it takes, or None for all; an approximation.
+        wanted: What is asked for beside log-probabilities.
 
     Raises:
         UsageError: for an unknown mode, or one that does not go with the model's precision or with
@@ -547,18 +763,18 @@ def window_runner(
         mode = "full" if rounds else "exact"
     if mode not in WINDOW_MODES:
         raise UsageError(f"window mode {mode!r} is not known; use one of {', '.join(WINDOW_MODES)}")
-    if suffix is not None and (suffix < 1 or mode == "full"):
+    if suffix is not None and (mode == "full" or (isinstance(suffix, int) and suffix < 1)):
         raise UsageError(
             f"suffix {suffix} with window mode {mode!r} cannot be; give at least 1 base, with window mode exact or shared"
         )
     if mode == "full":
-        return WholeWindows(LogProbRunner(model, window))
+        return WholeWindows(LogProbRunner(model, window), wanted)
     if rounds:
         raise UsageError(
             f"window mode {mode!r} continues from states, which the released implementation rounds in another way; use --window-mode full with precision {model.policy.name}"
         )
     step = max(1, window // _SHARED_PART) if mode == "shared" else 1
-    return ReusedPrefixes(model, window, step=step, suffix=suffix)
+    return ReusedPrefixes(model, window, step=step, suffix=suffix, wanted=wanted)
 
 
 def _batches(prefixes: Sequence[_Prefix], rows: int) -> Iterator[Sequence[_Prefix]]:

@@ -302,7 +302,7 @@ class VariantScorer:
     @staticmethod
     def _close_job(job: _Job, found: list[list[LogProbPair]]) -> AlleleScore:
         strands: list[StrandScore] = [
-            strand_score(window, *found[group][alt])
+            strand_score(window, *found[group][alt][:2])
             for window, (group, alt) in zip(job.windows, job.places, strict=True)
         ]
         values = combine_strands(strands)

@@ -242,7 +242,7 @@ class RunInfo:
     genome_contigs_sha256: str
     notes: tuple[str, ...] = ()
     window_mode: str = "exact"
-    suffix: int | None = None
+    suffix: int | str | None = None
     methods: tuple[str, ...] = ("delta",)
     columns: tuple[Column, ...] = ()
     """What the methods add to each allele, in order."""
