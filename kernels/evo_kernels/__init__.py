@@ -9,19 +9,32 @@ for float64 inputs) and is differentiable through its states, twice.
 
 # Imported eagerly: each function has the name of its folder, and the later binding must win.
 from evo_kernels.attention_two_segment import attention_two_segment
+from evo_kernels.diagonal_ssm import DiagonalModes, DiagonalState, diagonal_ssm, discretise
+from evo_kernels.h3 import H3State, h3, shift_taps
 from evo_kernels.hyena_li import LIState, hyena_li, hyena_li_end_state
 from evo_kernels.hyena_mr import MRState, hyena_mr
 from evo_kernels.hyena_se import SEState, hyena_se
+from evo_kernels.long_conv import LongConvState, learned_long_conv, long_conv
 from evo_kernels.short_conv import short_conv
 
 __all__ = [
+    "DiagonalModes",
+    "DiagonalState",
+    "H3State",
     "LIState",
+    "LongConvState",
     "MRState",
     "SEState",
     "attention_two_segment",
+    "diagonal_ssm",
+    "discretise",
+    "h3",
     "hyena_li",
     "hyena_li_end_state",
     "hyena_mr",
     "hyena_se",
+    "learned_long_conv",
+    "long_conv",
+    "shift_taps",
     "short_conv",
 ]

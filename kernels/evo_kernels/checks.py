@@ -27,13 +27,19 @@ def check_shape(name: str, x: Tensor, shape: tuple[int | None, ...]) -> None:
         raise KernelError(f"{name} has shape {tuple(x.shape)}; it must be [{want}]")
 
 
-def check_qkv(qkv: Tensor, featurizer: Tensor) -> tuple[int, int, int]:
-    """Return (B, L, D) of projected inputs in blocks [q | k | v] with their featurizer taps."""
+def check_blocks(qkv: Tensor) -> tuple[int, int, int]:
+    """Return (B, L, D) of projected inputs in blocks [q | k | v]."""
     B, L, C = check_chunk("qkv", qkv)
     if C % 3:
         raise KernelError(f"qkv has {C} channels; it must hold three equal blocks [q | k | v]")
-    check_shape("featurizer", featurizer, (C, None))
     return B, L, C // 3
+
+
+def check_qkv(qkv: Tensor, featurizer: Tensor) -> tuple[int, int, int]:
+    """Return (B, L, D) of projected inputs in blocks [q | k | v] with their featurizer taps."""
+    B, L, D = check_blocks(qkv)
+    check_shape("featurizer", featurizer, (3 * D, None))
+    return B, L, D
 
 
 def check_groups(h: Tensor, width: int) -> int:
