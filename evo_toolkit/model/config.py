@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evo_toolkit.errors import ConfigError
-from evo_toolkit.model.layers import LAYER_KINDS, LayerKind, described_symbols
+from evo_toolkit.model.layers import (
+    LAYER_KINDS,
+    LayerKind,
+    described_symbols,
+    require_positive,
+    require_whole,
+)
 
 Fp8Sensitivity = Literal["none", "insensitive", "hopper"]
 
@@ -35,7 +41,7 @@ class StripedHyena2Config:
     Attributes:
         name: What outputs call the model.
         pattern: One symbol per layer, index 0 first, of `layers.LAYER_KINDS`: `S` Hyena-SE, `D`
-            Hyena-MR, `H` Hyena-LI, `*` attention.
+            Hyena-MR, `H` Hyena-LI, `*` attention, `3` H3, `4` S4D.
         width: Channels D of the residual stream.
         num_heads: Attention heads; `width / num_heads` is the head width.
         mlp_width: Inner channels F of the gated MLP.
@@ -46,6 +52,13 @@ class StripedHyena2Config:
         se_length, mr_length: Taps of the explicit filters.
         featurizer_length: Taps of the short FIR on q, k and v.
         li_order: Real poles per channel of Hyena-LI.
+        h3_shift_length: Positions that the shift of H3 reaches over, its own included.
+        h3_head_width: Channels E of a head of H3, whose E x E pairs of a key's and a value's channel
+            share one filter; divides `width`.
+        ssm_order: Conjugate pairs of poles per filter of H3 and S4D.
+        ssm_discretisation: How H3 and S4D sample their state space model: "bilinear" or "zoh".
+        ssm_min_step, ssm_max_step: Range of its steps at initialisation; a filter reaches over about
+            2 / step bases.
         rotary_base: Base of the rotary frequencies.
         rotary_interpolation: Position interpolation factor: angles use position / factor.
         rotary_bf16_frequencies: Round the frequencies to bf16, as in every released checkpoint.
@@ -75,6 +88,12 @@ class StripedHyena2Config:
     mr_length: int = 128
     featurizer_length: int = 3
     li_order: int = 16
+    h3_shift_length: int = 64
+    h3_head_width: int = 1
+    ssm_order: int = 32
+    ssm_discretisation: Literal["bilinear", "zoh"] = "bilinear"
+    ssm_min_step: float = 1e-3
+    ssm_max_step: float = 0.1
     rotary_base: float = 10_000.0
     rotary_interpolation: float = 1.0
     rotary_bf16_frequencies: bool = True
@@ -94,13 +113,10 @@ class StripedHyena2Config:
             raise ConfigError(
                 f"pattern {self.pattern!r} has unknown layers {unknown}; use {described_symbols()}"
             )
-        for name in (
+        require_whole(self, (
             "width", "num_heads", "mlp_width", "filter_groups", "context_length", "vocab_size",
             "se_length", "mr_length", "featurizer_length", "li_order", "default_window",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        ))  # fmt: skip
         if self.width % self.filter_groups:
             raise ConfigError(
                 f"filter_groups {self.filter_groups} does not divide width {self.width}; choose a divisor"
@@ -115,10 +131,7 @@ class StripedHyena2Config:
             raise ConfigError(
                 "filters need at least 2 taps (featurizer_length, se_length, mr_length)"
             )
-        for name in ("rotary_base", "rotary_interpolation", "norm_eps"):
-            value = getattr(self, name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
-                raise ConfigError(f"{name} is {value!r}; it must be a positive number")
+        require_positive(self, ("rotary_base", "rotary_interpolation", "norm_eps"))
         bad = [i for i in self.gelu_layers if not 0 <= i < len(self.pattern)]
         if bad:
             raise ConfigError(f"gelu_layers {bad} lie outside the {len(self.pattern)} layers")

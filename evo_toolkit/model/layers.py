@@ -6,9 +6,12 @@ Free of torch, like the configuration. A new mixer is one entry here, its module
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from evo_toolkit.errors import ConfigError
 
 if TYPE_CHECKING:
     from evo_toolkit.model.config import StripedHyena2Config
@@ -33,7 +36,7 @@ class LayerKind:
         operations: Of the mixer, for one sequence of a length; `training.flops` says what counts.
         streams: How many inputs of the model's width the projection makes; 3 are [q | k | v].
         buffers: Which tensors are not trained.
-        fields: Fields of the configuration that this kind alone reads. A configuration is written
+        fields: Fields of the configuration for this kind and few others. A configuration is written
             without them, as long as they have their defaults, where its pattern has no such layer.
         check: Raises ConfigError for values that do not fit; called for patterns with such a layer.
         released: Whether released models have it: their file formats, and the precision "vortex",
@@ -49,6 +52,22 @@ class LayerKind:
     fields: tuple[str, ...] = ()
     check: Callable[[StripedHyena2Config], None] = _no_check
     released: bool = False
+
+
+def require_whole(config: StripedHyena2Config, names: Iterable[str]) -> None:
+    """Raise ConfigError unless the fields are whole numbers of at least 1."""
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1")
+
+
+def require_positive(config: StripedHyena2Config, names: Iterable[str]) -> None:
+    """Raise ConfigError unless the fields are finite numbers above 0."""
+    for name in names:
+        value = getattr(config, name)
+        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+            raise ConfigError(f"{name} is {value!r}; it must be a positive number")
 
 
 def _featurizer_operations(config: StripedHyena2Config, length: int) -> int:
@@ -101,6 +120,74 @@ def _attention_operations(config: StripedHyena2Config, length: int) -> int:
     return 2 * 2 * config.width * (length * (length + 1) // 2)
 
 
+def _diagonal_tensors(config: StripedHyena2Config, num_filters: int) -> Shapes:
+    return {
+        "log_rates": (num_filters, config.ssm_order),
+        "frequencies": (num_filters, config.ssm_order),
+        "C": (num_filters, config.ssm_order, 2),
+        "log_step": (num_filters,),
+        "D": (num_filters,),
+    }
+
+
+def _diagonal_operations(config: StripedHyena2Config, channels: int) -> int:
+    """A position's: a complex product and a real sum for the state, half a product for the output."""
+    return channels * config.ssm_order * (7 + 4)
+
+
+_DIAGONAL_FIELDS = ("ssm_order", "ssm_discretisation", "ssm_min_step", "ssm_max_step")
+
+
+def _check_diagonal(config: StripedHyena2Config) -> None:
+    require_whole(config, ("ssm_order",))
+    if config.ssm_discretisation not in ("bilinear", "zoh"):
+        raise ConfigError(
+            f"ssm_discretisation is {config.ssm_discretisation!r}; use bilinear or zoh"
+        )
+    require_positive(config, ("ssm_min_step", "ssm_max_step"))
+    if config.ssm_min_step > config.ssm_max_step:
+        raise ConfigError(
+            f"ssm_min_step {config.ssm_min_step} is above ssm_max_step {config.ssm_max_step}; exchange them"
+        )
+
+
+def _s4d_tensors(config: StripedHyena2Config) -> Shapes:
+    return _diagonal_tensors(config, config.width)
+
+
+def _s4d_operations(config: StripedHyena2Config, length: int) -> int:
+    return length * _diagonal_operations(config, config.width)
+
+
+def _h3_tensors(config: StripedHyena2Config) -> Shapes:
+    D, K = config.width, config.h3_shift_length
+    return {
+        **_diagonal_tensors(config, D // config.h3_head_width),
+        "shift_B": (D, K),
+        "shift_C": (D, K),
+        "shift_D": (D,),
+    }
+
+
+def _h3_operations(config: StripedHyena2Config, length: int) -> int:
+    D, E = config.width, config.h3_head_width
+    shift = 2 * config.h3_shift_length * D
+    # Outer products and their reading; with heads of one channel they are gates, which count nothing.
+    products = 3 * D * E if E > 1 else 0
+    return length * (shift + products + _diagonal_operations(config, D * E))
+
+
+def _check_h3(config: StripedHyena2Config) -> None:
+    _check_diagonal(config)
+    require_whole(config, ("h3_shift_length", "h3_head_width"))
+    if config.h3_shift_length < 2:
+        raise ConfigError("filters need at least 2 taps (h3_shift_length)")
+    if config.width % config.h3_head_width:
+        raise ConfigError(
+            f"h3_head_width {config.h3_head_width} does not divide width {config.width}; choose a divisor"
+        )
+
+
 LAYER_KINDS: dict[str, LayerKind] = {
     "S": LayerKind(
         name="Hyena-SE",
@@ -130,6 +217,23 @@ LAYER_KINDS: dict[str, LayerKind] = {
         operations=_attention_operations,
         buffers=frozenset({"inv_freq"}),
         released=True,
+    ),
+    "3": LayerKind(
+        name="H3",
+        mixer="evo_toolkit.model.h3:H3",
+        tensors=_h3_tensors,
+        operations=_h3_operations,
+        fields=("h3_shift_length", "h3_head_width", *_DIAGONAL_FIELDS),
+        check=_check_h3,
+    ),
+    "4": LayerKind(
+        name="S4D",
+        mixer="evo_toolkit.model.h3:S4D",
+        tensors=_s4d_tensors,
+        operations=_s4d_operations,
+        streams=1,
+        fields=_DIAGONAL_FIELDS,
+        check=_check_diagonal,
     ),
 }
 

@@ -15,11 +15,14 @@ from torch import Tensor
 from evo_toolkit.errors import UsageError
 from evo_toolkit.model.attention import Attention
 from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.layers import LAYER_KINDS
 from evo_toolkit.model.precision import PrecisionPolicy, resolve_precision
 from evo_toolkit.model.rotary import rotary_frequencies
 from evo_toolkit.model.state import AttentionState, ModelState, fork_state, gather_forks
 from evo_toolkit.model.striped_hyena import StripedHyena2
 
+# Each kind of layer alone, and all of them in one model.
+PATTERNS = [*LAYER_KINDS, "".join(LAYER_KINDS)]
 FLOAT64 = PrecisionPolicy(name="exact", compute_dtype=torch.float64)
 
 
@@ -54,9 +57,9 @@ def in_chunks(model: StripedHyena2, tokens: Tensor, bounds: list[int]) -> tuple[
     return torch.cat(parts, dim=1), state
 
 
-@settings(max_examples=12, deadline=None)
+@pytest.mark.parametrize("pattern", PATTERNS)
+@settings(max_examples=8, deadline=None)
 @given(
-    pattern=st.sampled_from(["S", "D", "H", "*", "SDH*"]),
     cuts=st.lists(st.integers(1, 199), max_size=6, unique=True),
     length=st.integers(2, 200),
     grad=st.booleans(),
@@ -70,9 +73,9 @@ def test_any_split_equals_one_pass(pattern: str, cuts: list[int], length: int, g
     torch.testing.assert_close(split, whole, rtol=1e-9, atol=1e-10)
 
 
-@settings(max_examples=6, deadline=None)
+@pytest.mark.parametrize("pattern", PATTERNS)
+@settings(max_examples=4, deadline=None)
 @given(
-    pattern=st.sampled_from(["S", "D", "H", "*", "SDH*"]),
     cut=st.integers(1, 149),
     second=st.integers(1, 149),
 )
@@ -260,7 +263,7 @@ def test_token_log_probs_are_those_of_the_logits_whatever_the_slices(
 
 
 def test_parameters_are_counted_and_seeded() -> None:
-    for pattern in ("S", "D", "H", "*", "SDH*SDH"):
+    for pattern in (*PATTERNS, "SDH*SDH"):
         for tied in (True, False):
             model = make(pattern, tie_embeddings=tied)
             assert sum(p.numel() for p in model.parameters()) == model.config.parameter_count()
