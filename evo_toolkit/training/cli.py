@@ -29,6 +29,7 @@ from evo_toolkit.training.checkpointing import (
     resolve_checkpoint,
 )
 from evo_toolkit.training.module import EvoModule
+from evo_toolkit.training.recipe_files import packaged_recipe
 from evo_toolkit.training.strategy import register_strategies
 
 _log = logging.getLogger("evo_toolkit")
@@ -262,14 +263,9 @@ def default_loggers(folder: Path) -> list[Logger]:
 
 def _recipe(name: str) -> Path | str:
     """A recipe of the package where `recipes/...` names one and no such file lies here."""
-    path = Path(name)
-    if path.exists() or path.parts[:1] != ("recipes",):
+    if Path(name).exists():
         return name
-    package = Path(__file__).resolve().parents[1]
-    for root in (package / "_recipes", package.parent / "recipes"):
-        if root.joinpath(*path.parts[1:]).is_file():
-            return root.joinpath(*path.parts[1:])
-    return name
+    return packaged_recipe(name) or name
 
 
 def _read_recipe(path: Path | str) -> dict[str, Any]:

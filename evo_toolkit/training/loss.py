@@ -107,19 +107,25 @@ class NextTokenObjective(nn.Module):
         Returns:
             `(sum of weight * nll, sum of weight)` as float64 scalars, or nll `[B, L]` in nats.
         """
+        return self.loss_of(self.hidden(input_ids), targets, weights)
+
+    def loss_of(
+        self, hidden: Tensor, targets: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor] | Tensor:
+        """As `forward`, from the residual stream `[B, L, D]` before the final norm."""
         model = self.model
-        hidden = self._hidden(input_ids)
         if weights is None:
             return -model.gather_log_probs(hidden, targets)
         with float32_products(True), products_as_released(model.policy, hidden.device):
             rows = model.norm(hidden.to(torch.promote_types(hidden.dtype, torch.float32)))
             unembedding = model._head_weight().to(rows.dtype)
             total = weighted_nll(
-                rows.flatten(0, 1), unembedding, targets.flatten(), weights.flatten()
+                rows.flatten(0, -2), unembedding, targets.flatten(), weights.flatten()
             )
         return total, weights.sum(dtype=torch.float64)
 
-    def _hidden(self, input_ids: Tensor) -> Tensor:
+    def hidden(self, input_ids: Tensor) -> Tensor:
+        """The residual stream `[B, L, D]` that the targets are predicted from."""
         size = self.checkpoint_blocks
         if not size or not torch.is_grad_enabled():
             hidden: Tensor = self.model.hidden(input_ids)[0]

@@ -21,8 +21,6 @@ from torch.distributed.tensor import DTensor
 
 from evo_kernels.backend import Backend
 from evo_toolkit._version import __version__
-from evo_toolkit.checkpoint.load import resolve_device
-from evo_toolkit.checkpoint.opening import open_source
 from evo_toolkit.errors import CheckpointError, UsageError
 from evo_toolkit.model.config import StripedHyena2Config
 from evo_toolkit.model.precision import resolve_precision
@@ -125,6 +123,10 @@ class EvoModule(LightningModule):
         policy = resolve_precision(self.precision, device, self.backend)
         return StripedHyena2(self.config, policy=policy, generator_seed=self.seed)
 
+    def build_objective(self, model: StripedHyena2) -> NextTokenObjective:
+        """The model with the loss that it is trained by."""
+        return NextTokenObjective(model, checkpoint_blocks=self.checkpoint_blocks)
+
     def configure_model(self) -> None:
         if self.objective is not None:
             return
@@ -133,7 +135,7 @@ class EvoModule(LightningModule):
         with torch.device("cpu"):
             model = self.build_model(device)
         train_by_log_rate(model)
-        self.objective = NextTokenObjective(model, checkpoint_blocks=self.checkpoint_blocks)
+        self.objective = self.build_objective(model)
         compiled = device.type == "cuda" if self.compile_blocks is None else self.compile_blocks
         if compiled:
             # Blocks share one code, compiled for each kind of layer and for recomputation.
@@ -156,7 +158,7 @@ class EvoModule(LightningModule):
 
     def _root_device(self) -> torch.device:
         strategy = self._strategy()
-        return resolve_device("cpu") if strategy is None else strategy.root_device
+        return torch.device("cpu") if strategy is None else strategy.root_device
 
     # ---- a step ------------------------------------------------------------------------------
 
@@ -346,6 +348,10 @@ class EvoModule(LightningModule):
         for index, value in self._codons.bits(world).items():
             if index is not None and index > 0:
                 logged[f"val/bits_per_base/codon_position_{index}"] = value
+        self.log_validation(logged)
+
+    def log_validation(self, logged: dict[str, float]) -> None:
+        """Hand figures of a validation to callbacks and loggers."""
         # Within a run to the loggers with the number of updates: Lightning's own is one behind.
         fitting = self.trainer.state.fn == "fit"
         self.log_dict(logged, logger=not fitting)
@@ -427,6 +433,9 @@ class ContinuedEvoModule(EvoModule):
                 genome that commands refuse; by default as of the old one.
             kwargs: As of `EvoModule`.
         """
+        # Training from scratch needs no package that reads weights.
+        from evo_toolkit.checkpoint.opening import open_source
+
         opened = open_source(init_from)
         old = opened.source.config
         if rotary_interpolation is None:
