@@ -49,7 +49,7 @@ _WIDTH = 2 * FLANK + 1
 _NUM_CONTEXTS = 4**_WIDTH
 _NUM_QUANTILES = 2001
 _ROWS_PER_CHUNK = 200_000
-_MADE_OF = ("model", "model_sha256", "window", "window_mode", "strands")
+_MADE_OF = ("model", "model_sha256", "window", "window_mode", "strands", "suffix")
 _GZIP = (".gz", ".bgz")
 _PLACE = ["chrom", "norm_pos", "norm_ref", "norm_alt"]
 _CODES = np.full(256, -1, dtype=np.int64)
@@ -61,7 +61,7 @@ class Calibration:
     """Means and distribution of neutral scores.
 
     Attributes:
-        run: What the scores were made with: model, model_sha256, window, window_mode, strands.
+        run: What the scores were made with: model, model_sha256, window, window_mode, strands, suffix.
         column: Which score, such as "dll".
         folded: Whether a substitution counts together with its reverse complement.
         strength: k of the formula.
@@ -319,7 +319,7 @@ def open_scored(path: Path | str) -> ScoredTable:
                 raise
             raise EvoError(f"{path} cannot be read as Parquet: {error}") from error
     else:
-        names = {"SHA256": "model_sha256", "Window": "window", "WindowMode": "window_mode", "Strands": "strands"}  # fmt: skip
+        names = {"SHA256": "model_sha256", "Window": "window", "WindowMode": "window_mode", "Strands": "strands", "Suffix": "suffix"}  # fmt: skip
         for line in _notes(path):
             if line.startswith("##evo_toolkitModel=<"):
                 found: dict[str, str] = dict(
@@ -329,6 +329,8 @@ def open_scored(path: Path | str) -> ScoredTable:
                 run["model"] = re.sub(r"\\(.)", r"\1", name[1:-1]) if name[:1] == '"' else name
                 run |= {ours: found[theirs] for theirs, ours in names.items() if theirs in found}
                 run["window"] = int(found.get("Window", 0))
+                if str(suffix := run.get("suffix", "")).isdecimal():
+                    run["suffix"] = int(str(suffix))
     if not run.get("model"):
         raise EvoError(
             f"{path} does not say which model its scores come from; give a .tsv or .parquet of `evo-toolkit score`"

@@ -85,6 +85,7 @@ class Method:
         bases: Whether it reads those of the four bases.
         layers: Layers whose outputs it reads (names as for `embed`).
         alternate: Whether it reads the alternate window at all.
+        finish: Turns the means of the strands into the values of the columns; None leaves them.
     """
 
     name: str
@@ -94,15 +95,17 @@ class Method:
     bases: bool = False
     layers: tuple[str, ...] = ()
     alternate: bool = True
+    finish: Callable[[Values], Values] | None = None
 
     def __call__(self, strands: Sequence[WindowOutputs]) -> dict[str, float | None]:
         """Values of one allele by column name: the mean of the strands that have one."""
         per_strand = [self.strand_values(outputs) for outputs in strands]
-        found: dict[str, float | None] = {}
-        for index, column in enumerate(self.columns):
+        means: list[float | None] = []
+        for index in range(len(self.columns)):
             values = [v for row in per_strand if (v := row[index]) is not None]
-            found[column.name] = sum(values) / len(values) if values else None
-        return found
+            means.append(sum(values) / len(values) if values else None)
+        found = tuple(means) if self.finish is None else self.finish(tuple(means))
+        return {column.name: value for column, value in zip(self.columns, found, strict=True)}
 
 
 METHOD_NAMES = ("delta", "marginal", "entropy", "jsd", "embed")
@@ -110,6 +113,8 @@ METHOD_NAMES = ("delta", "marginal", "entropy", "jsd", "embed")
 
 def get_methods(names: Sequence[str], layers: Sequence[str] = ()) -> list[Method]:
     """Return the methods of these names, each once, in the order of first mention.
+
+    `head` has none of its own: `evo_toolkit.variants.head.head_methods` makes them of heads.
 
     Args:
         names: Of `METHOD_NAMES`.

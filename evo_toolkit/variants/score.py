@@ -26,6 +26,7 @@ from evo_data.variant import (
 from evo_data.vcf import VcfRecord
 from evo_data.windows import StrandWindow, variant_windows
 from evo_toolkit.errors import UsageError
+from evo_toolkit.variants.allele_methods import AlleleMethods
 from evo_toolkit.variants.reuse import LogProbPair, WindowGroup, WindowRunner
 from evo_toolkit.variants.scores import (
     AlleleScore,
@@ -151,6 +152,7 @@ class VariantScorer:
         max_allele: int = DEFAULT_MAX_ALLELE,
         flags: tuple[str, ...] = (),
         circular: Collection[str] = (),
+        methods: AlleleMethods | None = None,
     ) -> None:
         """Prepare.
 
@@ -163,6 +165,8 @@ class VariantScorer:
                 window are too long as well.
             flags: Put on every allele.
             circular: The genome's contigs whose ends are joined.
+            methods: What else is computed of each allele, or in place of the sums; the runner must
+                read what they want.
 
         Raises:
             UsageError: for unknown strands, or a window too small to hold a variant.
@@ -180,6 +184,7 @@ class VariantScorer:
         self.max_allele = min(max_allele, window // 2 - runner.step + 1)
         self.flags = flags
         self.circular = frozenset(circular)
+        self.methods = methods
         self.reference_bits = ReferenceBits()
 
     def score(self, records: Iterable[VcfRecord]) -> Iterator[ScoredRecord]:
@@ -299,13 +304,23 @@ class VariantScorer:
                 ),
             )
 
-    @staticmethod
-    def _close_job(job: _Job, found: list[list[LogProbPair]]) -> AlleleScore:
-        strands: list[StrandScore] = [
-            strand_score(window, *found[group][alt][:2])
-            for window, (group, alt) in zip(job.windows, job.places, strict=True)
-        ]
-        values = combine_strands(strands)
-        if not all(value is None or math.isfinite(value) for value in values.values()):
+    def _close_job(self, job: _Job, found: list[list[LogProbPair]]) -> AlleleScore:
+        pairs = [found[group][alt] for group, alt in job.places]
+        sums: dict[str, float | None] = {}
+        if self.methods is None or self.methods.delta:
+            strands: list[StrandScore] = [
+                strand_score(window, pair.ref, pair.alt)
+                for window, pair in zip(job.windows, pairs, strict=True)
+            ]
+            sums = combine_strands(strands)
+        others: dict[str, float | None] = {}
+        if self.methods is not None:
+            assert job.score.normalised is not None
+            others = self.methods.values(job.windows, pairs)
+            others |= self.methods.calibrated(
+                job.score.normalised, {**sums, **others}, self.genome, self.contigs
+            )
+        values = [*sums.values(), *others.values()]
+        if not all(value is None or math.isfinite(value) for value in values):
             return replace(job.score, status=AlleleStatus.NOT_FINITE)
-        return replace(job.score, **values)  # type: ignore[arg-type]
+        return replace(job.score, values=others, **sums)  # type: ignore[arg-type]

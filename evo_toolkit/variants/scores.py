@@ -247,4 +247,7 @@ class RunInfo:
     columns: tuple[Column, ...] = ()
     """What the methods add to each allele, in order."""
     calibration: str | None = None
+    """sha256 of its file."""
+    heads: tuple[tuple[str, str], ...] = ()
+    """Name and sha256 of each fitted head."""
     preset: str | None = None
