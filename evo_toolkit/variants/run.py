@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +20,9 @@ from evo_data.vcf import VariantReader, VcfHeader, VcfRecord
 from evo_toolkit._version import __version__
 from evo_toolkit.errors import EvoError
 from evo_toolkit.inference.domain import OUT_OF_DOMAIN_FLAG, check_domain
-from evo_toolkit.variants.reuse import window_runner
+from evo_toolkit.variants.allele_methods import AlleleMethods, MethodOptions
+from evo_toolkit.variants.reading import LOG_PROBS
+from evo_toolkit.variants.reuse import Suffix, window_runner
 from evo_toolkit.variants.score import DEFAULT_MAX_ALLELE, VariantScorer
 from evo_toolkit.variants.scores import RunInfo, ScoredRecord
 
@@ -264,12 +266,14 @@ class ScoringRun:
         *,
         window: int | None = None,
         window_mode: str | None = None,
-        suffix: int | None = None,
+        suffix: Suffix = None,
         strands: str = "both",
         max_allele: int = DEFAULT_MAX_ALLELE,
         allow_out_of_domain: bool = False,
         command: str | None = None,
         circular: Collection[str] = (),
+        methods: MethodOptions | None = None,
+        preset: str | None = None,
     ) -> None:
         """Check the domain, find a shape that fits the memory, measure one forward.
 
@@ -278,21 +282,30 @@ class ScoringRun:
             window: Bases per window; None is the model's `default_window`.
             window_mode: One of `evo_toolkit.variants.reuse.WINDOW_MODES`; None is "exact", and
                 "full" for a model that reproduces the released rounding.
-            suffix: Bases to read of each allele, or None for all; an approximation.
+            suffix: Bases to read of each allele, as many as it takes, or None for all; the first
+                two are approximations.
             strands: "both", "fwd" or "rc".
             max_allele: Longest allele that is scored, in bases.
             allow_out_of_domain: Consent to score a genome that the model was not trained for.
             command: The command line, for outputs; None leaves it out.
             circular: The genome's contigs whose ends are joined.
+            methods: What is computed of each allele; None is `delta` alone.
+            preset: Name of the preset that set the options, for outputs.
 
         Raises:
             OutOfDomainError: without that consent.
             UsageError: for an unknown strand or window mode, or a window too small.
+            EvoError: for a head or calibration that was made with something else.
         """
         domain_note = check_domain(model.config, genome.lengths, allow=allow_out_of_domain)
         self.domain_note = domain_note
+        prepared = None if methods is None else AlleleMethods(methods, model)
         runner = window_runner(
-            model, model.config.default_window if window is None else window, window_mode, suffix
+            model,
+            model.config.default_window if window is None else window,
+            window_mode,
+            suffix,
+            wanted=LOG_PROBS if prepared is None else prepared.wanted,
         )
         self.scorer = VariantScorer(
             runner,
@@ -302,6 +315,7 @@ class ScoringRun:
             max_allele=max_allele,
             flags=(OUT_OF_DOMAIN_FLAG,) if domain_note else (),
             circular=circular,
+            methods=prepared,
         )
         self._variants = variants
         runner.probe()
@@ -321,7 +335,17 @@ class ScoringRun:
             genome=str(genome.path),
             genome_contigs_sha256=genome_digest(genome),
             notes=notes,
+            preset=preset,
         )
+        if prepared is not None:
+            self.info = replace(
+                self.info,
+                methods=prepared.names,
+                columns=prepared.columns,
+                calibration=prepared.calibration,
+                heads=prepared.heads,
+            )
+            prepared.require_same_run(asdict(self.info))
 
     @property
     def variants(self) -> Variants:
