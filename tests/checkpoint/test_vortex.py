@@ -164,6 +164,14 @@ def test_a_configuration_with_other_layers_does_not_fit() -> None:
         read(small_weights(), SMALL.replace(pattern="*DH*"))
 
 
+def test_layers_that_no_released_model_has_are_refused_in_their_formats() -> None:
+    config = SMALL.replace(pattern="SD3*")
+    with pytest.raises(CheckpointError, match=r"a vortex checkpoint, which has no 3 \(H3\) layers"):
+        read(small_weights(), config)
+    with pytest.raises(CheckpointError, match=r"no 3 \(H3\) layers; keep our format"):
+        vortex_config(config)
+
+
 def test_extra_keys_are_tolerated_and_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     content = small_weights()
     content["unembed.weight"] = content["embedding_layer.weight"].clone()

@@ -81,6 +81,13 @@ def test_every_model_that_depends_on_fp8_says_what_bf16_costs() -> None:
         ({"gelu_layers": (4,)}, r"gelu_layers \[4\] lie outside the 4 layers"),
         ({"rotary_base": -1.0}, "rotary_base is -1.0"),
         ({"fp8": "maybe"}, "fp8 is 'maybe'"),
+        ({"pattern": "3", "h3_head_width": 5}, "h3_head_width 5 does not divide width 32"),
+        ({"pattern": "3", "h3_shift_length": 1}, "at least 2 taps"),
+        ({"pattern": "4", "ssm_order": 0}, "ssm_order is 0"),
+        ({"pattern": "4", "ssm_discretisation": "euler"}, "'euler'; use bilinear or zoh"),
+        ({"pattern": "4", "ssm_min_step": 0.2}, "ssm_min_step 0.2 is above ssm_max_step 0.1"),
+        ({"pattern": "4", "ssm_min_step": 0.0}, "ssm_min_step is 0.0"),
+        ({"pattern": "4", "ssm_max_step": "1"}, "ssm_max_step is '1'"),
     ],
 )
 def test_inconsistent_configurations_are_refused(changes: dict[str, object], message: str) -> None:
@@ -95,6 +102,18 @@ def test_dictionary_round_trip_through_json() -> None:
         StripedHyena2Config.from_dict({**config.to_dict(), "colour": 1})
     with pytest.raises(ConfigError, match="missing"):
         StripedHyena2Config.from_dict({"name": "x"})
+
+
+def test_a_file_names_the_fields_of_the_layers_that_the_pattern_has() -> None:
+    mine = {"h3_shift_length", "h3_head_width", "ssm_order", "ssm_discretisation", "ssm_min_step", "ssm_max_step"}  # fmt: skip
+    assert not mine & set(tiny().to_dict())
+    assert mine <= set(tiny(pattern="S3").to_dict())
+    assert mine & set(tiny(pattern="4").to_dict()) == {name for name in mine if "ssm" in name}
+    # A value that somebody chose is kept, whatever the pattern.
+    chosen = tiny(h3_head_width=4)
+    assert mine & set(chosen.to_dict()) == {"h3_head_width"}
+    for config in (tiny(), chosen, tiny(pattern="34", ssm_discretisation="zoh")):
+        assert StripedHyena2Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 @pytest.mark.parametrize(

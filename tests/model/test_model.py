@@ -22,7 +22,8 @@ from evo_toolkit.model.state import AttentionState, ModelState, fork_state, gath
 from evo_toolkit.model.striped_hyena import StripedHyena2
 
 # Each kind of layer alone, and all of them in one model.
-PATTERNS = [*LAYER_KINDS, "".join(LAYER_KINDS)]
+EVERY_KIND = "".join(LAYER_KINDS)
+PATTERNS = [*LAYER_KINDS, EVERY_KIND]
 FLOAT64 = PrecisionPolicy(name="exact", compute_dtype=torch.float64)
 
 
@@ -95,7 +96,7 @@ def test_gradients_through_states_equal_those_of_one_pass(
 
 @pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 6])
 def test_short_prompts_decode_like_the_full_forward(length: int) -> None:
-    model, tokens = make(), ids(40)
+    model, tokens = make(EVERY_KIND), ids(40)
     with torch.no_grad():
         whole = model(tokens)
         split, _ = in_chunks(model, tokens, [0, *range(length, 41)])
@@ -103,7 +104,7 @@ def test_short_prompts_decode_like_the_full_forward(length: int) -> None:
 
 
 def test_changing_a_token_changes_nothing_before_it() -> None:
-    model, tokens = make(), ids(160)
+    model, tokens = make(EVERY_KIND), ids(160)
     changed = tokens.clone()
     changed[:, 100] = (changed[:, 100] + 1) % 256
     with torch.no_grad():
@@ -114,7 +115,7 @@ def test_changing_a_token_changes_nothing_before_it() -> None:
 
 
 def test_forks_share_the_prefix_and_equal_the_full_forward() -> None:
-    model, prefix = make(), ids(70, rows=1)
+    model, prefix = make(EVERY_KIND), ids(70, rows=1)
     suffixes = ids(30, rows=3, seed=1)
     with torch.no_grad():
         _, state = model(prefix, return_state=True)
@@ -132,7 +133,7 @@ def test_forks_share_the_prefix_and_equal_the_full_forward() -> None:
 
 def test_continuations_of_several_prefixes_run_as_one_batch() -> None:
     """Rows of two states, of different lengths, one of them used twice."""
-    model = make()
+    model = make(EVERY_KIND)
     long, short, suffixes = ids(70, rows=2), ids(20, rows=3, seed=2), ids(30, rows=4, seed=1)
     with torch.no_grad():
         _, first = model(long, return_state=True)
@@ -189,10 +190,12 @@ def test_two_continuations_of_one_state_do_not_see_each_other() -> None:
 
 def test_states_own_their_memory() -> None:
     """A state of a few positions must not keep the whole chunk alive."""
-    model = make()
+    model = make(EVERY_KIND)
     with torch.no_grad():
         _, state = model(ids(400), return_state=True)
-    for layer in state[:3]:
+    fixed = [layer for layer in state if not isinstance(layer, AttentionState)]
+    assert len(fixed) == len(LAYER_KINDS) - 1
+    for layer in fixed:
         for x in layer:
             assert x.untyped_storage().nbytes() == x.numel() * x.element_size()
 
@@ -316,11 +319,32 @@ def test_precision_policies() -> None:
         resolve_precision("double", cpu)
 
 
+def test_rounding_points_of_released_models_exist_for_their_layers_alone() -> None:
+    vortex = resolve_precision("vortex", torch.device("cpu"))
+    with pytest.raises(UsageError, match=r"no 3 \(H3\), 4 \(S4D\) layers; use .default."):
+        StripedHyena2(make("S4*3").config, policy=vortex)
+
+
+def test_diagonal_models_start_as_s4d_lin() -> None:
+    config = make("3", width=256, num_heads=8).config
+    mixer = StripedHyena2(config, generator_seed=0).blocks[0].mixer
+    assert torch.equal(mixer.log_rates.detach().exp(), torch.full((256, 32), 0.5))
+    torch.testing.assert_close(mixer.frequencies[7].detach(), torch.pi * torch.arange(32.0))
+    steps = mixer.log_step.detach().exp()
+    assert float(steps.min()) >= 1e-3 and float(steps.max()) <= 0.1
+    assert float(steps.median()) == pytest.approx(1e-2, rel=0.5)  # of the logarithm, uniform
+    assert float(mixer.C.detach().square().sum(-1).mean()) == pytest.approx(1, rel=0.05)
+    assert mixer.discretisation == "bilinear"
+    assert torch.equal(mixer.shift_B.detach()[5], torch.eye(64)[0])
+    heads = StripedHyena2(config.replace(h3_head_width=8), generator_seed=0).blocks[0].mixer
+    assert heads.D.shape == (32,) and heads.shift_C.shape == (256, 64)
+
+
 def test_operators_see_float32_filters_and_bf16_inputs() -> None:
     policy = PrecisionPolicy(name="default", compute_dtype=torch.bfloat16)
-    model = StripedHyena2(make().config, policy=policy, generator_seed=0)
+    model = StripedHyena2(make(EVERY_KIND).config, policy=policy, generator_seed=0)
     seen: dict[str, list[torch.dtype]] = {}
-    for name, block in zip("SDH*", model.blocks, strict=True):
+    for name, block in zip(EVERY_KIND, model.blocks, strict=True):
 
         def keep(module: torch.nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
             seen[name] = [inputs[0].dtype, *(p.dtype for p in module.parameters())]

@@ -45,6 +45,23 @@ def test_filters_count_their_taps(symbol: str, per_base: int) -> None:
     assert training_flops(with_mixer, 8) == 3 * forward_flops(with_mixer, 8)
 
 
+@pytest.mark.parametrize(("head_width", "per_base"), [(1, 0), (4, 3 * 16 * 4)])
+def test_h3_counts_its_shift_its_pairs_and_their_complex_recurrence(
+    head_width: int, per_base: int
+) -> None:
+    config = StripedHyena2Config(pattern="3", h3_head_width=head_width, ssm_order=5, **SHAPE)  # type: ignore[arg-type]
+    linear = 2 * (4 * 16 * 16 + 3 * 16 * 32) + 2 * 16 * 256
+    # A complex times a complex is 4 + 2, plus a real is 1; the real part of another product is 2 + 2.
+    modes = 16 * head_width * 5 * (6 + 1 + 4)
+    assert forward_flops(config, 10) == 10 * (linear + 2 * 64 * 16 + per_base + modes)
+
+
+def test_s4d_projects_one_stream() -> None:
+    config = StripedHyena2Config(pattern="4", ssm_order=5, **SHAPE)  # type: ignore[arg-type]
+    linear = 2 * (2 * 16 * 16 + 3 * 16 * 32) + 2 * 16 * 256
+    assert forward_flops(config, 10) == 10 * (linear + 16 * 5 * 11)
+
+
 def test_peaks_by_name() -> None:
     assert peak_flops("NVIDIA H200") == 989.4e12
     assert peak_flops("NVIDIA H100 PCIe") == 756e12
