@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,14 +60,60 @@ class Projection(nn.Linear):
         return total
 
 
+class _IntoChannelFirst(torch.autograd.Function):
+    """`[B, L, in]` and `[out, in]` to `[B, out, L]`; the gradient of x comes out as `[B, L, in]`.
+
+    Autograd's own formulas give each gradient in the layout of the other side, which then costs a
+    transposing copy. These may be differentiated again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        # Not matmul, which copies to channel-last for a weight that requires a gradient.
+        return torch.bmm(weight.expand(x.shape[0], -1, -1), x.transpose(1, 2))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight = ctx.needs_input_grad
+        grad_x = grad_weight = None
+        if needs_x:
+            grad_x = torch.bmm(grad.transpose(1, 2), weight.expand(x.shape[0], -1, -1))
+        if needs_weight:
+            grad_weight = torch.bmm(grad, x).sum(0)
+        return grad_x, grad_weight
+
+
+class _OutOfChannelFirst(torch.autograd.Function):
+    """`[B, in, L]` and `[out, in]` to `[B, L, out]`; the gradient of x comes out as `[B, in, L]`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        into = weight.t().expand(x.shape[0], -1, -1)
+        if bias is None:
+            return torch.bmm(x.transpose(1, 2), into)
+        return torch.baddbmm(bias, x.transpose(1, 2), into)  # rounded once
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        grad_x = grad_weight = None
+        if needs_x:
+            grad_x = torch.bmm(weight.t().expand(x.shape[0], -1, -1), grad.transpose(1, 2))
+        if needs_weight:
+            grad_weight = torch.bmm(grad.transpose(1, 2), x.transpose(1, 2)).sum(0)
+        return grad_x, grad_weight, grad.sum((0, 1)) if needs_bias else None
+
+
 def _to_channel_first(x: Tensor, weight: Tensor) -> Tensor:
     """`F.linear(x, weight)` as `[B, L, out]` with `stride(1) == 1` and padded rows."""
     L = x.shape[1]
     if L % _ROW_MULTIPLE:
         x = F.pad(x, (0, 0, 0, -L % _ROW_MULTIPLE))
-    # Not matmul, which copies to channel-last for a weight that requires a gradient.
-    y = torch.bmm(weight.expand(x.shape[0], -1, -1), x.transpose(1, 2))
-    return y[:, :, :L].transpose(1, 2)
+    return _IntoChannelFirst.apply(x, weight)[:, :, :L].transpose(1, 2)
 
 
 def _from_channel_first(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -74,11 +122,11 @@ def _from_channel_first(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     whole = _with_spare_positions(x)
     if whole is None:
         return F.linear(x.contiguous(), weight, bias)
+    if torch.is_grad_enabled():
+        return _OutOfChannelFirst.apply(whole.transpose(1, 2), weight, bias)
     if whole.shape[0] == 1:
         return F.linear(whole[0], weight, bias)[None, :L]
     # Row by row, since a batched product takes no bias along.
-    if torch.is_grad_enabled():
-        return torch.stack([F.linear(row, weight, bias) for row in whole])[:, :L]
     y = x.new_empty((*whole.shape[:2], weight.shape[0]))
     for row, out in zip(whole, y, strict=True):
         if bias is None:
@@ -91,7 +139,8 @@ def _from_channel_first(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 def _with_spare_positions(x: Tensor) -> Tensor | None:
     """`x` with its rows' unused ends as further positions, or None where it has none such.
 
-    Nothing is known of the values there; a product keeps them in their own positions.
+    Nothing is known of the values there: a product keeps them in their own positions, the gradient of
+    a weight would not.
     """
     B, L, C = x.shape
     spare = -L % _ROW_MULTIPLE
@@ -100,6 +149,6 @@ def _with_spare_positions(x: Tensor) -> Tensor | None:
     if not spare:
         return x
     end = x.storage_offset() + (B - 1) * x.stride(0) + (C - 1) * x.stride(2) + L + spare
-    if x.requires_grad or end * x.element_size() > x.untyped_storage().nbytes():
+    if torch.is_grad_enabled() or end * x.element_size() > x.untyped_storage().nbytes():
         return None
     return x.as_strided((B, L + spare, C), x.stride())

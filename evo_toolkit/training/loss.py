@@ -7,6 +7,8 @@ once, by the weights of the whole global batch.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,6 +27,20 @@ _ROWS = 65_536
 _ROWS_CPU = 4_096
 
 
+def _loss_and_gradient(logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted sum of the loss of a slice, and its gradient by the logits `[R, V]`."""
+    log_probs = F.log_softmax(logits, dim=-1)
+    # A comparison instead of gather and scatter: torch.compile makes one pass of all this.
+    hit = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    loss = (log_probs.masked_fill(~hit, 0.0).sum(-1) * -weights).sum()
+    return loss, (log_probs.exp() - hit.to(logits.dtype)) * weights[:, None]
+
+
+@functools.cache
+def _compiled_loss_and_gradient() -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
+    return torch.compile(_loss_and_gradient)
+
+
 class _WeightedNLL(torch.autograd.Function):
     """Sum of `weights * nll`; gradients are made slice by slice in the forward pass.
 
@@ -33,36 +49,38 @@ class _WeightedNLL(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, unembedding: Tensor, targets: Tensor, weights: Tensor) -> Tensor:  # fmt: skip
-        needs_grad = any(ctx.needs_input_grad[:2])
+    def forward(
+        ctx: Any, rows: Tensor, unembedding: Tensor, targets: Tensor, weights: Tensor, compiled: bool
+    ) -> Tensor:  # fmt: skip
         total = torch.zeros((), dtype=torch.float64, device=rows.device)
-        d_rows = torch.empty_like(rows) if needs_grad else None
-        d_unembedding = torch.zeros_like(unembedding) if needs_grad else None
+        d_rows = torch.empty_like(rows)
+        d_unembedding = torch.zeros_like(unembedding)
         step = _ROWS_CPU if rows.device.type == "cpu" else _ROWS
+        fused = _compiled_loss_and_gradient() if compiled else _loss_and_gradient
         for start in range(0, rows.shape[0], step):
-            x, target = rows[start : start + step], targets[start : start + step, None]
-            weight = weights[start : start + step, None].to(rows.dtype)
-            log_probs = F.log_softmax(F.linear(x, unembedding), dim=-1)
-            total -= (log_probs.gather(1, target) * weight).sum().double()
-            if d_rows is None or d_unembedding is None:
-                continue
-            d_logits = log_probs.exp_().mul_(weight)
-            d_logits.scatter_add_(1, target, -weight)
+            x = rows[start : start + step]
+            loss, d_logits = fused(
+                F.linear(x, unembedding),
+                targets[start : start + step],
+                weights[start : start + step].to(rows.dtype),
+            )
+            total += loss.double()
             torch.mm(d_logits, unembedding, out=d_rows[start : start + step])
             d_unembedding.addmm_(d_logits.t(), x)
-        if needs_grad:
-            ctx.save_for_backward(d_rows, d_unembedding)
+        ctx.save_for_backward(d_rows, d_unembedding)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         d_rows, d_unembedding = ctx.saved_tensors
         grad = grad.to(d_rows.dtype)
-        return d_rows * grad, d_unembedding * grad, None, None
+        return d_rows * grad, d_unembedding * grad, None, None, None
 
 
-def weighted_nll(rows: Tensor, unembedding: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def weighted_nll(
+    rows: Tensor, unembedding: Tensor, targets: Tensor, weights: Tensor, *, compiled: bool = False
+) -> Tensor:
     """Return `sum(weights * -log_softmax(rows @ unembedding^T)[targets])` in nats, float64 scalar.
 
     Shapes: R rows, D channels, V vocabulary. Products and softmax have the dtype of `rows`; at most
@@ -73,8 +91,9 @@ def weighted_nll(rows: Tensor, unembedding: Tensor, targets: Tensor, weights: Te
         unembedding: `[V, D]`, of the same dtype.
         targets: `[R]` int64 below V.
         weights: `[R]`, at least 0; a target of weight 0 counts for nothing.
+        compiled: Fuse the softmax, loss and gradient of a slice with torch.compile.
     """
-    total: Tensor = _WeightedNLL.apply(rows, unembedding, targets, weights)
+    total: Tensor = _WeightedNLL.apply(rows, unembedding, targets, weights, compiled)
     return total
 
 
@@ -87,10 +106,12 @@ class NextTokenObjective(nn.Module):
         model: The StripedHyena 2.
         checkpoint_blocks: Keep activations only between segments of so many blocks and compute the
             rest again in the backward pass; 0 keeps all.
+        compiled: Whether the loss is fused by torch.compile; not at first.
     """
 
     def __init__(self, model: StripedHyena2, *, checkpoint_blocks: int = 0) -> None:
         super().__init__()
+        self.compiled = False
         self.model = model
         self.checkpoint_blocks = checkpoint_blocks
 
@@ -120,7 +141,11 @@ class NextTokenObjective(nn.Module):
             rows = model.norm(hidden.to(torch.promote_types(hidden.dtype, torch.float32)))
             unembedding = model._head_weight().to(rows.dtype)
             total = weighted_nll(
-                rows.flatten(0, -2), unembedding, targets.flatten(), weights.flatten()
+                rows.flatten(0, -2),
+                unembedding,
+                targets.flatten(),
+                weights.flatten(),
+                compiled=self.compiled,
             )
         return total, weights.sum(dtype=torch.float64)
 

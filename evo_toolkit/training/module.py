@@ -87,8 +87,8 @@ class EvoModule(LightningModule):
             schedule: Learning rate over the run.
             precision: `default` (bfloat16 blocks on GPUs that have it, else float32) or `exact`.
             backend: Operators: `auto`, `triton` or `reference`.
-            compile_blocks: Compile every block with torch.compile, for training steps; by default on
-                GPUs alone.
+            compile_blocks: Compile every block and the loss with torch.compile, for training steps; by
+                default on GPUs alone.
             checkpoint_blocks: Keep activations between segments of so many blocks alone; 0 keeps all.
             total_steps: Updates that the schedule counts with; by default those of the trainer.
             seed: Of the initial weights, which are the same on every device.
@@ -138,6 +138,7 @@ class EvoModule(LightningModule):
         self.objective = self.build_objective(model)
         compiled = device.type == "cuda" if self.compile_blocks is None else self.compile_blocks
         if compiled:
+            self.objective.compiled = True
             # Blocks share one code, compiled for each kind of layer and for recomputation.
             dynamo = torch._dynamo.config
             dynamo.recompile_limit = max(dynamo.recompile_limit, 64)

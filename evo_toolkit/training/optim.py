@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
 from evo_toolkit.errors import UsageError
@@ -178,9 +179,8 @@ class MuonWithAdamW(torch.optim.AdamW):
         every = self.param_groups
         for group in every:
             if group["orthogonal"]:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._orthogonal_step(parameter, group)
+                for alike in _by_shape(group["params"]):
+                    self._orthogonal_step(alike, group)
         self.param_groups = [group for group in every if not group["orthogonal"]]
         try:
             super().step()
@@ -188,41 +188,62 @@ class MuonWithAdamW(torch.optim.AdamW):
             self.param_groups = every
         return loss
 
-    def _orthogonal_step(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        gradient = parameter.grad
-        assert gradient is not None
-        state = self.state[parameter]
-        if not state:
-            # AdamW, whose class this is, expects a count in every state.
-            state["step"] = torch.zeros((), device=parameter.device)
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer = state["momentum_buffer"]
-        new = buffer.lerp(gradient, 1 - group["momentum"])
-        update = orthogonalised(gradient.lerp(new, group["momentum"]))
-        scale = 0.2 * max(parameter.shape) ** 0.5 * group["lr"]
-        moved = parameter * (1 - group["lr"] * group["weight_decay"]) - scale * update
+    def _orthogonal_step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Move matrices of one shape, whose products are made as a batch."""
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                # AdamW, whose class this is, expects a count in every state.
+                state["step"] = torch.zeros((), device=parameter.device)
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+        states = [self.state[parameter] for parameter in parameters]
+        buffers = [state["momentum_buffer"] for state in states]
+        gradients = _stacked([p.grad for p in parameters if p.grad is not None])  # all have one
+        old, old_momentum = _stacked(parameters), _stacked(buffers)
+        momentum, rate = group["momentum"], group["lr"]
+        new_momentum = old_momentum.lerp(gradients, 1 - momentum)
+        updates = orthogonalised(gradients.lerp(new_momentum, momentum))
+        scale = 0.2 * max(parameters[0].shape) ** 0.5 * rate
+        new = old * (1 - rate * group["weight_decay"]) - scale * updates
         taken: Tensor | float = 1.0
         if self.found_inf is not None:
             taken = 1.0 - self.found_inf
             skip = self.found_inf.bool()
-            new, moved = torch.where(skip, buffer, new), torch.where(skip, parameter, moved)
-        state["step"] += taken
-        buffer.copy_(new)
-        parameter.copy_(moved)
+            new = torch.where(skip, old, new)
+            new_momentum = torch.where(skip, old_momentum, new_momentum)
+        for index, (parameter, state) in enumerate(zip(parameters, states, strict=True)):
+            state["step"] += taken
+            state["momentum_buffer"].copy_(new_momentum[index])
+            parameter.copy_(new[index])
 
 
-def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """A matrix with about the same singular vectors and singular values between 0.7 and 1.2.
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    # A sharded tensor comes alone, and is not for stacking.
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0][None]
+
+
+def _by_shape(parameters: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+    """Parameters with a gradient in lists of one shape; sharded ones by themselves."""
+    found: dict[Any, list[Tensor]] = {}
+    for index, parameter in enumerate(parameters):
+        if parameter.grad is not None:
+            alone = index if isinstance(parameter, DTensor) else None
+            found.setdefault((alone, parameter.shape), []).append(parameter)
+    return found.values()
+
+
+def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+    """`[..., rows, columns]` with about the same singular vectors and singular values of 0.7 to 1.2.
 
     Newton-Schulz iterations with a quintic, in bfloat16 on a GPU.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16() if matrix.is_cuda else matrix
-    tall = x.shape[0] > x.shape[1]
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
-    x = x / (x.norm() + 1e-7)
+    x = x / (x.square().sum((-2, -1), keepdim=True).sqrt() + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrix.dtype)
+    return (x.mT if tall else x).to(matrices.dtype)

@@ -70,3 +70,19 @@ def test_two_sharded_processes_go_on_from_the_checkpoint_of_one(
     )  # fmt: skip
     finish(process)
     assert_close(checkpoint_of(tmp_path / "whole", 4), checkpoint_of(tmp_path / "one", 4))
+
+
+@pytest.mark.slow
+def test_muon_on_two_sharded_processes(
+    fit: Fit, start: Start, tmp_path: Path, checkpoint_of: Load
+) -> None:
+    muon = ("--model.optimizer.name", "muon", "--trainer.max_steps", 2)
+    process = start(
+        tmp_path / "two", *_STEPS, *muon, "--data.batch_size", 4,
+        "--trainer.devices", 2, "--trainer.strategy", "fsdp2",
+    )  # fmt: skip
+    fit(tmp_path / "one", *_STEPS, *muon, "--data.batch_size", 8)
+    finish(process)
+    one, two = (checkpoint_of(tmp_path / name, 2)["state_dict"] for name in ("one", "two"))
+    for key, value in one.items():
+        torch.testing.assert_close(value, two[key], rtol=1e-3, atol=1e-4, msg=key)
