@@ -108,6 +108,11 @@ class StripedHyena2Config:
     evidence: tuple[Evidence, ...] = field(default=())
 
     def __post_init__(self) -> None:
+        if not isinstance(self.pattern, str):
+            # YAML reads the digits of H3 and S4D as a number.
+            raise ConfigError(
+                f"pattern is {self.pattern!r}; it must be text: put it in quotes, '{self.pattern}'"
+            )
         unknown = sorted(set(self.pattern) - set(LAYER_KINDS))
         if not self.pattern or unknown:
             raise ConfigError(

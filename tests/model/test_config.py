@@ -72,6 +72,7 @@ def test_every_model_that_depends_on_fp8_says_what_bf16_costs() -> None:
     [
         ({"pattern": "SDX"}, r"unknown layers \['X'\]"),
         ({"pattern": ""}, "pattern"),
+        ({"pattern": 34}, "pattern is 34; it must be text: put it in quotes, '34'"),
         ({"filter_groups": 5}, "filter_groups 5 does not divide width 32"),
         ({"num_heads": 3}, "num_heads 3 must divide"),
         ({"num_heads": 32}, "heads of even width"),
