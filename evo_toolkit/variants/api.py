@@ -13,6 +13,8 @@ from evo_data.csq import ConsequenceCaller
 from evo_data.fasta import Fasta
 from evo_data.variant_sources import Selection, open_source, parse_regions
 from evo_toolkit.errors import OutOfDomainWarning
+from evo_toolkit.variants.allele_methods import MethodOptions
+from evo_toolkit.variants.reuse import parse_suffix
 from evo_toolkit.variants.run import ScoringRun, open_variants
 from evo_toolkit.variants.score import DEFAULT_MAX_ALLELE
 from evo_toolkit.variants.scores import TABLE_COLUMNS, table_row
@@ -30,7 +32,7 @@ def score_variants(
     *,
     window: int | None = None,
     window_mode: str | None = None,
-    suffix: int | None = None,
+    suffix: int | str | None = None,
     strands: str = "both",
     max_allele: int = DEFAULT_MAX_ALLELE,
     filters: Sequence[str] | None = None,
@@ -41,6 +43,10 @@ def score_variants(
     circular: Sequence[str] = (),
     gff: Path | str | None = None,
     genetic_code: int = 1,
+    methods: Sequence[str] = ("delta",),
+    layers: Sequence[str] = (),
+    heads: Sequence[Path | str] = (),
+    calibration: Path | str | None = None,
     allow_out_of_domain: bool = False,
 ) -> pd.DataFrame:
     """Score every alternate allele of a VCF, BCF or table, or variants given as text.
@@ -57,8 +63,8 @@ def score_variants(
         window_mode: "exact" (a window for every place, what alleles share is read once), "shared"
             (near variants share one window; faster) or "full" (every window read whole); None is
             "exact", and "full" for a model that reproduces the released rounding.
-        suffix: Read so many bases of each allele from the variant on; None reads all. Faster, and an
-            approximation.
+        suffix: Read so many bases of each allele from the variant on, or "adaptive": as many as it
+            takes; None reads all. Faster, and an approximation.
         strands: "both" (averaged), "fwd" or "rc".
         max_allele: Longest allele that is scored, in bases.
         filters: FILTER values to keep, such as ["PASS", "."]; None keeps every record.
@@ -70,12 +76,17 @@ def score_variants(
         circular: Contigs whose ends are joined.
         gff: GFF3 or GTF, for the columns gene, transcript, consequence and num_transcripts.
         genetic_code: NCBI's number of the genetic code, for `gff`.
+        methods: What to compute of each allele: delta, marginal, entropy, jsd, embed, head
+            (`evo_toolkit.variants.methods`).
+        layers: For the method embed, such as ["blocks.4"].
+        heads: Files of fitted heads, for the method head.
+        calibration: File of `evo-toolkit data calibrate`, for the columns cdll and quantile.
         allow_out_of_domain: Score a genome that the model was not trained for; a warning and the
             flag `out_of_domain` say so.
 
     Returns:
-        One row per alternate allele, in the order of the file, columns `TABLE_COLUMNS`; `pos` is
-        1-based. `attrs["evo_toolkit"]` holds the run's manifest and the reference bits per base.
+        One row per alternate allele, in the order of the file, columns `TABLE_COLUMNS` and those of
+        the methods; `pos` is 1-based. `attrs["evo_toolkit"]` holds the run's manifest and the reference bits per base.
 
     Raises:
         ValueError: for files that cannot be read, variants of another build or without a common
@@ -83,6 +94,9 @@ def score_variants(
     """
     import pandas as pd
 
+    for name, given in (("methods", methods), ("layers", layers), ("heads", heads)):
+        if isinstance(given, str | Path):
+            raise ValueError(f"{name} is one text; give a list, such as [{str(given)!r}]")
     if isinstance(filters, str):
         raise ValueError(f"filters is one string; give a list, such as [{filters!r}]")
     with Fasta(genome) as reference:
@@ -120,20 +134,27 @@ def score_variants(
             opened,
             window=window,
             window_mode=window_mode,
-            suffix=suffix,
+            suffix=parse_suffix(str(suffix)) if suffix is not None else None,
             strands=strands,
             max_allele=max_allele,
             allow_out_of_domain=allow_out_of_domain,
             circular=[names[name] for name in circular],
+            methods=MethodOptions(
+                names=tuple(methods),
+                layers=tuple(layers),
+                heads=tuple(str(path) for path in heads),
+                calibration=None if calibration is None else str(calibration),
+            ),
         )
         if run.domain_note:
             warnings.warn(run.domain_note, OutOfDomainWarning, stacklevel=2)
         rows = [
-            table_row(scored.record, allele)
+            table_row(scored.record, allele, run.info.columns)
             for scored in run.records()
             for allele in scored.alleles
         ]
-    frame = pd.DataFrame(rows, columns=list(TABLE_COLUMNS))
+    names_of_columns = [*TABLE_COLUMNS, *(column.name for column in run.info.columns)]
+    frame = pd.DataFrame(rows, columns=names_of_columns)
     frame.attrs["evo_toolkit"] = {
         **dataclasses.asdict(run.info),
         "reference_bits_per_base": run.scorer.reference_bits.bits_per_base,
