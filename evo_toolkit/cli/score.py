@@ -19,6 +19,7 @@ from evo_toolkit.cli.common import (
     strands_option,
     user_errors,
 )
+from evo_toolkit.cli.score_methods import Computed, method_options, preset_values
 
 if TYPE_CHECKING:
     from evo_data.contigs import ContigAliases
@@ -60,10 +61,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--suffix",
-    metavar="full|BASES",
+    metavar="full|BASES|adaptive[:NATS]",
     default="full",
     show_default=True,
-    help="Bases that are read of each allele from the variant on. Fewer are faster, and an approximation: what the variant changes behind them is left out.",
+    help="Bases that are read of each allele from the variant on; adaptive: until two pieces of 1/32 of a window change the score by less than NATS (0.01) each. Fewer are faster, and an approximation: what the variant changes behind them is left out (eval suffix measures how much).",
 )
 @strands_option
 @click.option(
@@ -170,6 +171,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run", is_flag=True, help="Check the input, count, estimate the time; write nothing."
 )
+@method_options
 @allow_out_of_domain_option
 @quiet_option
 @user_errors
@@ -205,6 +207,7 @@ def score(
     no_version: bool,
     force: bool,
     dry_run: bool,
+    computed: Computed,
     allow_out_of_domain: bool,
     quiet: bool,
 ) -> None:
@@ -227,14 +230,19 @@ def score(
     from evo_toolkit.errors import UsageError
     from evo_toolkit.inference.domain import check_domain
     from evo_toolkit.variants.output import VCF_FORMATS, check_output, check_prefix_free
+    from evo_toolkit.variants.reuse import parse_suffix
     from evo_toolkit.variants.run import open_variants
 
     name = require_model(model)
-    if not suffix.isdecimal() and suffix != "full":
-        raise UsageError(f"--suffix {suffix!r} is neither full nor a number of bases")
-    suffix_bases = None if suffix == "full" else int(suffix)
+    chosen = preset_values(
+        computed.preset, window=window, window_mode=window_mode, strands=strands, suffix=suffix
+    )
+    window, window_mode, strands = chosen["window"], chosen["window_mode"], chosen["strands"]
+    length = parse_suffix(chosen["suffix"])
+    methods = computed.options()
     variants, genome = _inputs(inputs, variant_texts)
     files = [file for file in (variants, genome, regions_file, contig_aliases, gff) if file]
+    files += computed.files
     format = check_output(output, output_type, force, inputs=files)
     say = _Reporter(quiet)
     filters = None
@@ -282,9 +290,9 @@ def score(
         )
         command = None if no_version else f"{PROGRAM} {shlex.join(sys.argv[1:])}"
         run = ScoringRun(
-            loaded, reference, found, window=window, window_mode=window_mode, suffix=suffix_bases, strands=strands,
+            loaded, reference, found, window=window, window_mode=window_mode, suffix=length, strands=strands,
             max_allele=max_allele, allow_out_of_domain=allow_out_of_domain, command=command,
-            circular=joined,
+            circular=joined, methods=methods, preset=computed.preset,
         )  # fmt: skip
         say.estimated(run)
         if dry_run:
