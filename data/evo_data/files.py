@@ -87,8 +87,13 @@ def atomic_output(path: Path | str, *, force: bool = False, suffix: str = "") ->
 
 def sha256_file(path: Path | str) -> str:
     """Return the SHA-256 of a file's bytes, as 64 lower-case hexadecimal digits."""
+    return file_digest(path, "sha256")
+
+
+def file_digest(path: Path | str, algorithm: str) -> str:
+    """Return a digest of a file's bytes, named as in `hashlib`, as lower-case hexadecimal digits."""
     with Path(path).open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        return hashlib.file_digest(handle, algorithm).hexdigest()
 
 
 def read_text(path: Path | str) -> str:

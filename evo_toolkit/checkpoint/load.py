@@ -79,14 +79,14 @@ def load_opened(
     place = resolve_device(device)
     policy = resolve_precision(precision, place, backend)
     model = build_model(opened, place, policy)
-    model.sha256 = _checked_digest(opened)
+    model.sha256 = opened_digest(opened)
     model.notes = notes
     for note in notes:
         _log.warning("%s", note)
     return model
 
 
-def _checked_digest(opened: Opened) -> str:
+def opened_digest(opened: Opened) -> str:
     """SHA-256 of the weights' file, compared with the recorded one where there is one.
 
     Raises:

@@ -18,12 +18,12 @@ from evo_data.variant import AlleleStatus, classify_allele
 from evo_data.variant_sources import VariantSource
 from evo_data.vcf import VariantReader, VcfHeader, VcfRecord
 from evo_toolkit._version import __version__
-from evo_toolkit.errors import EvoError
+from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.inference.domain import OUT_OF_DOMAIN_FLAG, check_domain
 from evo_toolkit.variants.allele_methods import AlleleMethods, MethodOptions
 from evo_toolkit.variants.reading import LOG_PROBS
 from evo_toolkit.variants.reuse import Suffix, window_runner
-from evo_toolkit.variants.score import DEFAULT_MAX_ALLELE, VariantScorer
+from evo_toolkit.variants.score import DEFAULT_MAX_ALLELE, ReferenceBits, VariantScorer
 from evo_toolkit.variants.scores import RunInfo, ScoredRecord
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Variants:
         num_alleles: Alternate alleles of those that pass.
         num_candidates: Those that may be scored, as far as their text and contig tell.
         num_sites: Distinct places of the candidates.
+        part: First and last record (not included) of those that are wanted, from 0; None is all.
+            The counts of alleles and sites are then estimates.
     """
 
     source: VariantSource
@@ -72,6 +74,7 @@ class Variants:
     num_alleles: int = 0
     num_candidates: int = 0
     num_sites: int = 0
+    part: tuple[int, int] | None = None
     _reader: VariantReader = field(kw_only=True, repr=False)
     _stream: Iterator[VcfRecord] | None = field(default=None, kw_only=True, repr=False)
     _first_differing: VcfRecord | None = field(default=None, kw_only=True, repr=False)
@@ -89,8 +92,29 @@ class Variants:
             with self._reader:
                 yield from self._annotated(self._wanted(self._stream))
             return
+        first, last = self.part or (0, None)
         with self.source.open() as reader:
-            yield from self._annotated(self._wanted(reader))
+            yield from self._annotated(islice(self._wanted(reader), first, last))
+
+    def take_part(self, number: int, parts: int) -> None:
+        """Keep one of several parts of equal numbers of neighbouring records.
+
+        Args:
+            number: Of the part, from 1.
+            parts: How many there are.
+
+        Raises:
+            UsageError: for stdin, whose records cannot be counted beforehand.
+        """
+        if self.num_records is None:
+            raise UsageError(
+                f"{self.source.name} cannot be counted, so it has no parts; --shard needs a file"
+            )
+        total = self.num_records
+        first, last = (number - 1) * total // parts, number * total // parts
+        self.part, self.num_records = (first, last), last - first
+        for name in ("num_alleles", "num_candidates", "num_sites"):
+            setattr(self, name, round(getattr(self, name) * (last - first) / max(1, total)))
 
     def _annotated(self, records: Iterator[VcfRecord]) -> Iterator[VcfRecord]:
         if self._consequences is None:
@@ -358,12 +382,8 @@ class ScoringRun:
 
         A place needs its reference and each of its alternates once on every strand.
         """
-        if self.variants.num_records is None:
-            return None
-        strands = 2 if self.scorer.strands == "both" else 1
-        return self.scorer.runner.estimate(
-            self.variants.num_sites * strands, self.variants.num_candidates * strands
-        )
+        windows = workload(self.variants, self.info.strands)
+        return None if windows is None else self.scorer.runner.estimate(*windows)
 
     def records(self) -> Iterator[ScoredRecord]:
         """Score the variants, in order."""
@@ -371,11 +391,24 @@ class ScoringRun:
 
     def bits_line(self) -> str | None:
         """How well the model predicts the reference of the scored windows; None if nothing was."""
-        bits = self.scorer.reference_bits.bits_per_base
-        composition = self.scorer.reference_bits.composition_bits
-        if bits is None or composition is None:
-            return None
-        line = f"reference of the scored windows: {bits:.3f} bits per base (their base composition alone: {composition:.3f})"
-        if bits > min(UNINFORMATIVE_BITS, composition):
-            line += f"; above {min(UNINFORMATIVE_BITS, composition):.2f} the model predicts this sequence no better than base composition, so its scores mean little here"
-        return line
+        return bits_line(self.scorer.reference_bits)
+
+
+def workload(variants: Variants, strands: str) -> tuple[int, int] | None:
+    """Reference and alternate windows of a run; None where the records cannot be counted."""
+    if variants.num_records is None:
+        return None
+    number = 2 if strands == "both" else 1
+    return variants.num_sites * number, variants.num_candidates * number
+
+
+def bits_line(reference_bits: ReferenceBits) -> str | None:
+    """One line on how well a model predicts references; None where there are none."""
+    bits = reference_bits.bits_per_base
+    composition = reference_bits.composition_bits
+    if bits is None or composition is None:
+        return None
+    line = f"reference of the scored windows: {bits:.3f} bits per base (their base composition alone: {composition:.3f})"
+    if bits > min(UNINFORMATIVE_BITS, composition):
+        line += f"; above {min(UNINFORMATIVE_BITS, composition):.2f} the model predicts this sequence no better than base composition, so its scores mean little here"
+    return line
