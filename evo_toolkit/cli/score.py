@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
@@ -20,15 +21,26 @@ from evo_toolkit.cli.common import (
     user_errors,
 )
 from evo_toolkit.cli.score_methods import Computed, method_options, preset_values
+from evo_toolkit.cli.score_runs import (
+    RunOptions,
+    Totals,
+    check_outputs,
+    open_skipped,
+    open_workers,
+    option_values,
+    run_options,
+)
 
 if TYPE_CHECKING:
     from evo_data.contigs import ContigAliases
     from evo_data.csq import ConsequenceCaller
     from evo_data.fasta import Fasta
     from evo_data.interval import Interval
-    from evo_toolkit.variants.output import ScoreWriter
-    from evo_toolkit.variants.run import ScoringRun, Variants
+    from evo_toolkit.variants.resume import ChunkStore
+    from evo_toolkit.variants.run import Variants
+    from evo_toolkit.variants.scores import ScoredRecord
     from evo_toolkit.variants.summary import Summary
+    from evo_toolkit.variants.workers import Workers
 
 
 @click.command(epilog="Exit codes: 0 done; 1 an error (a bad file, the wrong genome); 2 wrong usage; 3 ran to the end but could score nothing.")  # fmt: skip
@@ -171,6 +183,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dry-run", is_flag=True, help="Check the input, count, estimate the time; write nothing."
 )
+@run_options
 @method_options
 @allow_out_of_domain_option
 @quiet_option
@@ -207,6 +220,7 @@ def score(
     no_version: bool,
     force: bool,
     dry_run: bool,
+    running: RunOptions,
     computed: Computed,
     allow_out_of_domain: bool,
     quiet: bool,
@@ -225,7 +239,6 @@ def score(
     from evo_data.fasta import Fasta
     from evo_data.variant_sources import Selection
     from evo_data.variant_sources import open_source as open_variant_source
-    from evo_toolkit.checkpoint.load import load_opened
     from evo_toolkit.checkpoint.opening import open_source
     from evo_toolkit.errors import UsageError
     from evo_toolkit.inference.domain import check_domain
@@ -243,7 +256,9 @@ def score(
     variants, genome = _inputs(inputs, variant_texts)
     files = [file for file in (variants, genome, regions_file, contig_aliases, gff) if file]
     files += computed.files
-    format = check_output(output, output_type, force, inputs=files)
+    replace = check_outputs(output, running, force=force, inputs=files)
+    format = check_output(output, output_type, replace, inputs=files)
+    part = running.part()
     say = _Reporter(quiet)
     filters = None
     if apply_filters is not None:
@@ -281,30 +296,64 @@ def score(
         joined = _circular(circular, reference, names)
         if format in VCF_FORMATS:
             check_prefix_free(found.header, info_prefix)
+        if part is not None:
+            found.take_part(*part)
         say.counted(found)
 
-        from evo_toolkit.variants.run import ScoringRun
-
-        loaded = load_opened(
-            opened, device=device, precision=precision, allow_inaccurate=allow_inaccurate
-        )
-        command = None if no_version else f"{PROGRAM} {shlex.join(sys.argv[1:])}"
-        run = ScoringRun(
-            loaded, reference, found, window=window, window_mode=window_mode, suffix=length, strands=strands,
-            max_allele=max_allele, allow_out_of_domain=allow_out_of_domain, command=command,
-            circular=joined, methods=methods, preset=computed.preset,
-        )  # fmt: skip
-        say.estimated(run)
-        if dry_run:
-            return
+        from evo_toolkit.variants.manifest import run_identity, write_manifest
         from evo_toolkit.variants.output import open_writer
+        from evo_toolkit.variants.resume import ChunkStore
+        from evo_toolkit.variants.run import workload
+        from evo_toolkit.variants.summary import Summary
+        from evo_toolkit.variants.workers import WorkerSetting
 
-        writer = open_writer(
-            output, format=format, header=found.header, run=run.info, info_prefix=info_prefix,
-            force=force, drop_genotypes=drop_genotypes,
+        setting = WorkerSetting(
+            model=name, precision=precision, allow_inaccurate=allow_inaccurate,
+            genome=reference, contigs=found.contigs, workload=workload(found, strands),
+            options={
+                "window": window, "window_mode": window_mode, "suffix": length, "strands": strands,
+                "max_allele": max_allele, "allow_out_of_domain": allow_out_of_domain,
+                "command": None if no_version else f"{PROGRAM} {shlex.join(sys.argv[1:])}",
+                "circular": joined, "methods": methods, "preset": computed.preset,
+            },
         )  # fmt: skip
-        summary = _score_all(run, writer, say)
-    say.finished(run, summary, writer.notes, note)
+        with ExitStack() as stack:
+            store, identity = None, {}
+            if output != "-" and not dry_run:
+                identity = run_identity(
+                    opened, reference, variants, device=device, shard=part,
+                    options=option_values(click.get_current_context()) | computed.digests(),
+                )  # fmt: skip
+                store = stack.enter_context(ChunkStore(output, identity, restart=running.restart))
+                say.resumed(store)
+            workers = stack.enter_context(open_workers(setting, running, device, opened))
+            if store is not None:
+                if store.shapes is not None:
+                    workers.use_shapes(store.shapes)
+                store.begin(workers.info.shapes, workers.windows_per_chunk)
+            say.estimated(workers)
+            if dry_run:
+                return
+            writer = open_writer(
+                output, format=format, header=found.header, run=workers.info, info_prefix=info_prefix,
+                force=replace, drop_genotypes=drop_genotypes,
+            )  # fmt: skip
+            totals = Totals.empty()
+            summary = Summary(num_filtered=found.num_filtered)
+            with writer, open_skipped(running.skipped, force=replace) as skipped:
+                for scored in _score_all(found, workers, store, totals, say):
+                    writer.write(scored)
+                    skipped(scored)
+                    summary.add(scored)
+                if store is not None:
+                    store.finishing()
+            if store is not None:
+                write_manifest(
+                    output, identity, workers.info, summary, format=format, force=replace,
+                    more=totals.described(found),
+                )  # fmt: skip
+                store.remove()
+    say.finished(found, summary, totals, writer.notes, note)
     if summary.nothing_scored:
         raise click.exceptions.Exit(EXIT_NOTHING_SCORED)
 
@@ -342,16 +391,24 @@ def _regions(text: str | None, file: str | None, genome: Fasta) -> tuple[Interva
     return tuple(listed + ([] if file is None else read_regions(file)))
 
 
-def _score_all(run: ScoringRun, writer: ScoreWriter, say: _Reporter) -> Summary:
-    from evo_toolkit.variants.summary import Summary
+def _score_all(
+    found: Variants,
+    workers: Workers,
+    store: ChunkStore | None,
+    totals: Totals,
+    say: _Reporter,
+) -> Iterator[ScoredRecord]:
+    """Yield the records with their scores, from chunks that are there or are scored now."""
+    from evo_toolkit.variants.chunks import cut
+    from evo_toolkit.variants.workers import score_chunks
 
-    summary = Summary(num_filtered=run.variants.num_filtered)
-    with writer, say.progress(run.variants) as advance:
-        for scored in run.records():
-            writer.write(scored)
-            summary.add(scored)
+    size = workers.windows_per_chunk if store is None else store.num_windows
+    assert size is not None
+    chunks = cut(found.records(), size)
+    with say.progress(found) as advance:
+        for scored in score_chunks(chunks, workers, store, found=totals.add):
+            yield scored
             advance(len(scored.alleles))
-    return summary
 
 
 class _Reporter:
@@ -381,11 +438,17 @@ class _Reporter:
                 f"{variants.num_candidates:,} of them with a sequence on a known contig"
             )
 
-    def estimated(self, run: ScoringRun) -> None:
-        info = run.info
+    def resumed(self, store: ChunkStore) -> None:
+        if store.num_found:
+            self.line(
+                f"going on with an interrupted run: {store.num_found:,} finished chunks in {store.folder}"
+            )
+
+    def estimated(self, workers: Workers) -> None:
+        info = workers.info
         shapes = ", ".join(f"{rows} x {length}" for rows, length in info.shapes)
         where = f"{info.model}, {info.precision}, {info.device}, window {info.window} ({info.window_mode}), {info.strands} strand{'s' if info.strands == 'both' else ''}, forwards of {shapes}"
-        seconds = run.estimate()
+        seconds = workers.seconds
         if seconds is None:
             self.line(f"{where}; stdin cannot be counted, so no estimate of the time")
         else:
@@ -397,14 +460,20 @@ class _Reporter:
         )
 
     def finished(
-        self, run: ScoringRun, summary: Summary, notes: tuple[str, ...], note: str | None
+        self,
+        found: Variants,
+        summary: Summary,
+        totals: Totals,
+        notes: tuple[str, ...],
+        note: str | None,
     ) -> None:
         from evo_data.variant import AlleleStatus
+        from evo_toolkit.variants.run import bits_line
 
         self.line(summary.text())
-        if run.variants.num_ref_excluded:
+        if found.num_ref_excluded:
             self.line(
-                f"left out by --check-ref x: {run.variants.num_ref_excluded:,} records whose REF is not the genome's"
+                f"left out by --check-ref x: {found.num_ref_excluded:,} records whose REF is not the genome's"
             )
         checked = summary.by_status[AlleleStatus.OK]
         wrong = (
@@ -412,13 +481,15 @@ class _Reporter:
         )
         if wrong > 0.05 * (checked + wrong):
             self.warning(
-                f"REF differs from the genome at {wrong:,} of {checked + wrong:,} alleles; is {Path(run.info.genome).name} the assembly that the variants were called on?"
+                f"REF differs from the genome at {wrong:,} of {checked + wrong:,} alleles; is {found.genome.path.name} the assembly that the variants were called on?"
             )
+        for text in totals.notes:
+            self.warning(text)
         for text in notes:
             self.line(text)
         if summary.num_scored:
-            self.line(run.scorer.runner.count.text())
-        bits = run.bits_line()
+            self.line(totals.count.text())
+        bits = bits_line(totals.bits)
         if bits:
             self.line(bits)
         if note:
