@@ -67,6 +67,12 @@ def batches(
             yield indices[start : start + rows], (rows, length)
 
 
+def alone(lengths: Sequence[int]) -> Iterator[tuple[list[int], tuple[int, int]]]:
+    """As `batches`, one sequence in each and nothing padded, however long: for models that look ahead."""
+    for index, length in enumerate(lengths):
+        yield [index], (1, length)
+
+
 def checked_masks(
     masks: Sequence[NDArray[np.bool_]] | None, lengths: Sequence[int]
 ) -> list[NDArray[np.bool_] | None]:

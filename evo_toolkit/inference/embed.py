@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from evo_toolkit.inference.batching import CHUNK, batches, checked_masks, encode
+from evo_toolkit.inference.batching import CHUNK, alone, batches, checked_masks, encode
 from evo_toolkit.inference.runner import padded
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ def embed(
     """Outputs of layers by name.
 
     Runs only as many blocks as the deepest layer needs. A sequence's embedding does not depend on
-    the others; sequences longer than 16,384 tokens go through the states in chunks, exactly.
+    the others; sequences longer than 16,384 tokens go through the states in chunks, exactly (but for
+    models that look ahead, which take each sequence whole and without padding).
 
     Args:
         sequences: Text or bytes, case as given (models were trained on upper case).
@@ -176,7 +177,9 @@ def embed(
     pooled: dict[str, list[NDArray[np.float32]]] = {
         name: [np.empty(0, np.float32)] * len(tokens) for name in probe.names
     }
-    for indices, shape in batches([len(t) for t in tokens], model.device):
+    lengths = [len(t) for t in tokens]
+    whole = bool(model.config.looks_ahead())
+    for indices, shape in alone(lengths) if whole else batches(lengths, model.device):
         ids = torch.from_numpy(padded([tokens[i] for i in indices], shape)).to(model.device)
         outputs, _, _ = probe.run(ids, return_state=False)
         for name, output in outputs.items():
@@ -184,7 +187,7 @@ def embed(
                 values = output[row, : len(tokens[index])].float().cpu().numpy()
                 pooled[name][index] = _pool(values, checked[index], pool)
     for index, values in enumerate(tokens):
-        if len(values) > CHUNK:
+        if len(values) > CHUNK and not whole:
             found = _embed_long(probe, values, checked[index], pool)
             for name in probe.names:
                 pooled[name][index] = found[name]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from evo_toolkit.errors import ConfigError
+from evo_toolkit.errors import ConfigError, UsageError
 from evo_toolkit.model.layers import (
     LAYER_KINDS,
     LayerKind,
@@ -41,7 +41,7 @@ class StripedHyena2Config:
     Attributes:
         name: What outputs call the model.
         pattern: One symbol per layer, index 0 first, of `layers.LAYER_KINDS`: `S` Hyena-SE, `D`
-            Hyena-MR, `H` Hyena-LI, `*` attention, `3` H3, `4` S4D.
+            Hyena-MR, `H` Hyena-LI, `*` attention, `3` H3, `4` S4D, `L` long convolution.
         width: Channels D of the residual stream.
         num_heads: Attention heads; `width / num_heads` is the head width.
         mlp_width: Inner channels F of the gated MLP.
@@ -59,6 +59,20 @@ class StripedHyena2Config:
         ssm_discretisation: How H3 and S4D sample their state space model: "bilinear" or "zoh".
         ssm_min_step, ssm_max_step: Range of its steps at initialisation; a filter reaches over about
             2 / step bases.
+        long_length: Taps of the explicit filters of long convolutions, one filter per channel.
+        long_init: Their first values: "random" noise of one size, or "geometric", noise that fades
+            with the lag, at another rate in each channel.
+        long_squash: Threshold that their values are moved towards zero by.
+        long_smooth, long_smooth_spectrum: Odd widths of the windows that smooth them over lags and
+            over frequencies; 1 for none.
+        long_dropout: Share of their values that is zero in a training step.
+        long_bidirectional: Whether long convolutions have taps for later positions too; such a model
+            has no states and predicts no next base.
+        long_butterfly: "fixed": convolutions; "free" or "additive": learned butterflies in place of
+            the Fourier transforms of inputs and filters, for sequences of up to `long_length`, which
+            look ahead as well.
+        long_butterfly_heads: Groups of channels with learned butterflies of their own.
+        long_butterfly_dropout: Share of the learned entries that is zero in a training step.
         rotary_base: Base of the rotary frequencies.
         rotary_interpolation: Position interpolation factor: angles use position / factor.
         rotary_bf16_frequencies: Round the frequencies to bf16, as in every released checkpoint.
@@ -94,6 +108,16 @@ class StripedHyena2Config:
     ssm_discretisation: Literal["bilinear", "zoh"] = "bilinear"
     ssm_min_step: float = 1e-3
     ssm_max_step: float = 0.1
+    long_length: int = 1024
+    long_init: Literal["random", "geometric"] = "geometric"
+    long_squash: float = 0.003
+    long_smooth: int = 1
+    long_smooth_spectrum: int = 1
+    long_dropout: float = 0.0
+    long_bidirectional: bool = False
+    long_butterfly: Literal["fixed", "free", "additive"] = "fixed"
+    long_butterfly_heads: int = 1
+    long_butterfly_dropout: float = 0.0
     rotary_base: float = 10_000.0
     rotary_interpolation: float = 1.0
     rotary_bf16_frequencies: bool = True
@@ -170,6 +194,26 @@ class StripedHyena2Config:
     def layer_kinds(self) -> list[LayerKind]:
         """Each kind of layer that the pattern has, once."""
         return [kind for symbol, kind in LAYER_KINDS.items() if symbol in self.pattern]
+
+    def looks_ahead(self) -> str:
+        """Which layers let outputs depend on later positions, and why, for messages; "" for none."""
+        found = ((kind.name, kind.looks_ahead(self)) for kind in self.layer_kinds())
+        return "; ".join(f"{name}: {reason}" for name, reason in found if reason)
+
+    def require_causal(self, purpose: str) -> None:
+        """Raise unless every output depends on no later position.
+
+        Args:
+            purpose: What the model is asked to do, after "cannot", for the message.
+
+        Raises:
+            UsageError: for a pattern with layers that look ahead.
+        """
+        reason = self.looks_ahead()
+        if reason:
+            raise UsageError(
+                f"{self.name} cannot {purpose}: some of its layers look at later positions ({reason}); use a model without such layers, or this one's logits and embeddings of whole sequences"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers, ready for JSON.

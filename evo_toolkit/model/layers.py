@@ -23,6 +23,10 @@ def _no_check(config: StripedHyena2Config) -> None:
     pass
 
 
+def _causal(config: StripedHyena2Config) -> str:
+    return ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerKind:
     """What the rest of the toolkit knows of one kind of layer.
@@ -39,6 +43,8 @@ class LayerKind:
         fields: Fields of the configuration for this kind and few others. A configuration is written
             without them, as long as they have their defaults, where its pattern has no such layer.
         check: Raises ConfigError for values that do not fit; called for patterns with such a layer.
+        looks_ahead: What makes its outputs depend on later positions, for messages, or "". Such a
+            model has no states and predicts no next base.
         released: Whether released models have it: their file formats, and the precision "vortex",
             know no other kinds.
     """
@@ -51,6 +57,7 @@ class LayerKind:
     buffers: frozenset[str] = frozenset()
     fields: tuple[str, ...] = ()
     check: Callable[[StripedHyena2Config], None] = _no_check
+    looks_ahead: Callable[[StripedHyena2Config], str] = _causal
     released: bool = False
 
 
@@ -188,6 +195,95 @@ def _check_h3(config: StripedHyena2Config) -> None:
         )
 
 
+def _butterfly_size(config: StripedHyena2Config) -> int:
+    """Points of a learned butterfly: the power of two from twice the filter's length on."""
+    return 1 << (2 * config.long_length - 1).bit_length()
+
+
+def _butterfly_passes(size: int) -> list[int]:
+    """Points of each pass of a learned butterfly: 16 as often as they fit, then the rest."""
+    whole, rest = divmod(size.bit_length() - 1, 4)
+    return [16] * whole + ([1 << rest] if rest else [])
+
+
+_LONG_FIELDS = (
+    "long_length", "long_init", "long_squash", "long_smooth", "long_smooth_spectrum",
+    "long_dropout", "long_bidirectional", "long_butterfly", "long_butterfly_heads",
+    "long_butterfly_dropout",
+)  # fmt: skip
+
+
+def _long_tensors(config: StripedHyena2Config) -> Shapes:
+    D, heads = config.width, config.long_butterfly_heads
+    shapes: Shapes = {
+        "featurizer": (3 * D, config.featurizer_length),
+        "h": (D, config.long_length),
+    }
+    if config.long_bidirectional:
+        shapes["h_ahead"] = (D, config.long_length)
+    shapes["D"] = (D,)
+    if config.long_butterfly != "fixed":
+        size = _butterfly_size(config)
+        for name in ("input_factors", "filter_factors"):
+            for n in sorted(set(_butterfly_passes(size)), reverse=True):
+                shapes[f"{name}.{n}"] = (heads, n, n, 2)
+    return shapes
+
+
+def _long_operations(config: StripedHyena2Config, length: int) -> int:
+    D, K = config.width, config.long_length
+    featurizer = _featurizer_operations(config, length)
+    if config.long_butterfly != "fixed":
+        # Three transforms (input, filter, inverse) of complex products, and the spectra's product.
+        size = _butterfly_size(config)
+        return featurizer + D * size * (3 * 8 * sum(_butterfly_passes(size)) + 6)
+
+    def pairs(positions: int) -> int:
+        """Taps that meet a position, when the first position meets one and the others one more each."""
+        reached = min(positions, K)
+        return (positions - reached) * K + reached * (reached + 1) // 2
+
+    both = pairs(length) + (pairs(length - 1) if config.long_bidirectional else 0)
+    return featurizer + 2 * D * both
+
+
+def _check_long(config: StripedHyena2Config) -> None:
+    require_whole(
+        config, ("long_length", "long_smooth", "long_smooth_spectrum", "long_butterfly_heads")
+    )
+    for name, allowed in (
+        ("long_init", ("random", "geometric")),
+        ("long_butterfly", ("fixed", "free", "additive")),
+    ):
+        value = getattr(config, name)
+        if value not in allowed:
+            raise ConfigError(f"{name} is {value!r}; use {', '.join(allowed)}")
+    for name in ("long_smooth", "long_smooth_spectrum"):
+        value = getattr(config, name)
+        if value % 2 == 0:
+            raise ConfigError(f"{name} is {value}; a window has an odd width, 1 for none")
+    if not isinstance(config.long_bidirectional, bool):
+        raise ConfigError(
+            f"long_bidirectional is {config.long_bidirectional!r}; it must be true or false"
+        )
+    if isinstance(config.long_squash, bool) or not 0 <= config.long_squash < math.inf:
+        raise ConfigError(f"long_squash is {config.long_squash!r}; it must be at least 0")
+    for name in ("long_dropout", "long_butterfly_dropout"):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not 0 <= value < 1:
+            raise ConfigError(f"{name} is {value!r}; a share lies from 0 to below 1")
+    if config.width % config.long_butterfly_heads:
+        raise ConfigError(
+            f"long_butterfly_heads {config.long_butterfly_heads} does not divide width {config.width}; choose a divisor"
+        )
+
+
+def _long_looks_ahead(config: StripedHyena2Config) -> str:
+    if config.long_butterfly != "fixed":
+        return f"long_butterfly is {config.long_butterfly}"
+    return "long_bidirectional is true" if config.long_bidirectional else ""
+
+
 LAYER_KINDS: dict[str, LayerKind] = {
     "S": LayerKind(
         name="Hyena-SE",
@@ -234,6 +330,15 @@ LAYER_KINDS: dict[str, LayerKind] = {
         streams=1,
         fields=_DIAGONAL_FIELDS,
         check=_check_diagonal,
+    ),
+    "L": LayerKind(
+        name="long convolution",
+        mixer="evo_toolkit.model.long_convolution:LongConvolution",
+        tensors=_long_tensors,
+        operations=_long_operations,
+        fields=_LONG_FIELDS,
+        check=_check_long,
+        looks_ahead=_long_looks_ahead,
     ),
 }
 

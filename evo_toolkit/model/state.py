@@ -13,6 +13,7 @@ from evo_kernels.h3 import H3State
 from evo_kernels.hyena_li import LIState
 from evo_kernels.hyena_mr import MRState
 from evo_kernels.hyena_se import SEState
+from evo_kernels.long_conv import LongConvState
 
 
 class AttentionState(NamedTuple):
@@ -37,7 +38,7 @@ class AttentionState(NamedTuple):
     claimed: Tensor
 
 
-MixerState = SEState | MRState | LIState | H3State | DiagonalState | AttentionState
+MixerState = SEState | MRState | LIState | H3State | DiagonalState | LongConvState | AttentionState
 ModelState = tuple[MixerState, ...]
 """One state per layer, in order."""
 

@@ -106,11 +106,16 @@ class StripedHyena2(nn.Module):
             input_ids: `[B, L]` integer tokens.
             state: What the positions before this chunk left, or None at the start.
             num_blocks: Run only the first so many blocks; a state then holds as many layers.
+
+        Raises:
+            UsageError: for a state, given or asked for, of a model with layers that look ahead.
         """
         if input_ids.dim() != 2 or input_ids.shape[1] < 1:
             raise ValueError(
                 f"input_ids has shape {tuple(input_ids.shape)}; it must be [batch, positions] with at least one position"
             )
+        if state is not None or return_state:
+            self.config.require_causal("take a sequence in pieces")
         blocks = self.blocks[:num_blocks]
         if state is not None and len(state) != len(blocks):
             raise ValueError(f"state has {len(state)} layers, the model {len(blocks)}")
@@ -193,6 +198,7 @@ class StripedHyena2(nn.Module):
 
     def gather_log_probs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Log-probability of `targets[t]` from `hidden[t]`: `[B, L, D]`, `[B, L]` to `[B, L]`, nats."""
+        self.config.require_causal("predict the next base")
         if self._fuses_head(hidden):
             rows = token_log_probs(
                 hidden.flatten(0, 1), self.norm.scale, self.norm.eps, self._head_weight(),

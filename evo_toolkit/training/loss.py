@@ -111,9 +111,11 @@ class NextTokenObjective(nn.Module):
 
     def __init__(self, model: StripedHyena2, *, checkpoint_blocks: int = 0) -> None:
         super().__init__()
+        model.config.require_causal("be trained to predict the next base")
         self.compiled = False
         self.model = model
         self.checkpoint_blocks = checkpoint_blocks
+        self._random = "L" in model.config.pattern and model.config.long_dropout > 0
 
     def forward(
         self, input_ids: Tensor, targets: Tensor, weights: Tensor | None
@@ -160,9 +162,9 @@ class NextTokenObjective(nn.Module):
         with products_as_released(model.policy, x.device):
             for first in range(0, len(model.blocks), size):
                 blocks = model.blocks[first : first + size]
-                # Nothing in a block is random: no generator state has to be kept.
+                # Dropout has to be drawn again as it was.
                 x = checkpoint(
-                    _run_blocks, blocks, x, use_reentrant=False, preserve_rng_state=False
+                    _run_blocks, blocks, x, use_reentrant=False, preserve_rng_state=self._random
                 )
         return x
 

@@ -13,7 +13,7 @@ section 3 ("learned butterfly extension").
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -67,7 +67,7 @@ def initial_factors(sizes: Sequence[int], heads: int, form: LearnedForm) -> dict
 
 
 def learned_matrices(
-    factors: dict[int, Tensor], sizes: Sequence[int], form: LearnedForm, dtype: torch.dtype
+    factors: Mapping[int, Tensor], sizes: Sequence[int], form: LearnedForm, dtype: torch.dtype
 ) -> list[Tensor]:
     """The matrices of the passes, for `butterfly`.
 

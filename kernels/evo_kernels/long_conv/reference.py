@@ -216,9 +216,11 @@ def long_conv_reference(
     y = gate_output(long_fir(padded, taps, L, algorithm, order), inputs, skip, qkv.dtype, rounding)
     if not return_state:
         return y, None
-    tail = padded[:, -(K - 1) :] if K > 1 else padded[:, :0]
-    tail = F.pad(tail, (0, 0, K - 1 - tail.shape[1], 0)).clone()
-    return y, LongConvState(inputs.tail, tail)
+    missing = K - 1 - padded.shape[1]
+    if missing > 0:
+        return y, LongConvState(inputs.tail, F.pad(padded, (0, 0, missing, 0)))
+    # In memory of its own: a view would keep the whole chunk alive with the state.
+    return y, LongConvState(inputs.tail, padded[:, padded.shape[1] - (K - 1) :].clone())
 
 
 def learned_long_conv_reference(
