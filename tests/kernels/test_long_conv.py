@@ -294,7 +294,9 @@ def _dense(factors: dict[int, Tensor], head: int, N: int, form: str) -> list[lis
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["one-sided", "bidirectional"])
 @pytest.mark.parametrize("form", ["free", "additive"])
-@pytest.mark.parametrize(("length", "taps", "groups", "heads"), [(5, 8, 6, 2), (12, 12, 3, 3), (3, 8, 2, 1)])
+@pytest.mark.parametrize(
+    ("length", "taps", "groups", "heads"), [(5, 8, 6, 2), (12, 12, 3, 3), (3, 8, 2, 1)]
+)
 def test_learned_butterflies_equal_dense_matrices(
     length: int, taps: int, groups: int, heads: int, form: str, ahead: bool
 ) -> None:
