@@ -21,6 +21,7 @@ from evo_toolkit.cli.common import (
     require_model,
     user_errors,
 )
+from evo_toolkit.cli.evaluate_suffix import suffix_command
 from evo_toolkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def evaluate() -> None:
     A command reads its files here with --prepare FILE.npz and runs elsewhere with --from FILE.npz:
     there it needs neither the genomes nor the tools that read them.
     """
+
+
+evaluate.add_command(suffix_command)
 
 
 def _shared_options(command: _Command) -> _Command:

@@ -63,9 +63,11 @@ _SHARED_PART = 32
 # There, one split per so many parts of the middle region.
 _SPLITS_PER_STEP = 8
 # Adaptive suffixes are read in pieces of this part of a window, in forwards with as many rows as
-# for pieces so many times as long, and so many forwards' worth of suffixes at a time.
+# for pieces so many times as long, at most so many (every row keeps the keys and values of a prefix),
+# and so many forwards' worth of suffixes at a time.
 _PIECES = 32
 _ROWS_AS_OF = 4
+_MOST_ROWS = 32
 _SUFFIXES_PER_WAVE = 4
 _QUIET_PIECES = 2
 
@@ -90,15 +92,17 @@ class Adaptive:
     def __str__(self) -> str:
         return f"{ADAPTIVE}:{self.tolerance:g}"
 
-    def is_enough(self, ref: Row, alt: Row, fork: int, piece: int) -> bool:
-        """Whether the pieces read so far suffice, of suffixes that part at `fork`."""
-        last = len(alt.log_probs)
-        if last - _QUIET_PIECES < fork // piece:
+    def is_enough(self, changes: Sequence[float], fork: int, piece: int) -> bool:
+        """Whether the pieces read so far suffice.
+
+        Args:
+            changes: Of the score by each piece, nats.
+            fork: Where the alleles part, from the first piece's begin.
+            piece: Bases of a piece.
+        """
+        if len(changes) - _QUIET_PIECES < fork // piece:
             return False
-        return all(
-            abs(float(alt.log_probs[p].sum(dtype=np.float64) - ref.log_probs[p].sum(dtype=np.float64))) < self.tolerance
-            for p in range(last - _QUIET_PIECES, last)
-        )  # fmt: skip
+        return all(abs(change) < self.tolerance for change in changes[-_QUIET_PIECES:])
 
 
 ADAPTIVE = "adaptive"
@@ -348,6 +352,13 @@ class _Allele:
     wanted: Wanted
     pieces: int | None = None
 
+    def changes(self, last: int) -> list[float]:
+        """What each piece read so far changes the score by, nats; only of the last ones."""
+        assert self.ref is not None and self.alt is not None
+        pieces = list(zip(self.alt.log_probs, self.ref.log_probs, strict=False))
+        skipped = max(0, len(pieces) - last)
+        return [0.0] * skipped + [change_of(*piece) for piece in pieces[skipped:]]
+
     def pair(self) -> LogProbPair:
         ref, bases_ref, layers_ref = self._side(self.ref)
         if not self.wanted.alternate:
@@ -440,9 +451,9 @@ class ReusedPrefixes:
         self._suffix = min(suffix if isinstance(suffix, int) else window, window - self._middle)
         self._suffix_shape = self._shape(self._suffix, rows)
         if self._adaptive:
-            piece = max(1, window // _PIECES)
             # Rows as if the pieces were longer: every row has a prefix, whose state is kept.
-            self._suffix_shape = self._shape(_ROWS_AS_OF * piece, rows)[0], piece
+            most = self._shape(_ROWS_AS_OF * self.piece, rows)[0]
+            self._suffix_shape = min(most, _MOST_ROWS), self.piece
         self._positions_run = 0
         self.count = TokenCount()
         self._prefix_seconds = self._suffix_seconds = 0.0
@@ -478,6 +489,17 @@ class ReusedPrefixes:
         missed = self._cut and fork < length and fork - split > self._suffix // 2
         return 0 if missed else split
 
+    def stop(self, fork: int, length: int) -> int:
+        """How far an allele is read, unless that is left to what is found."""
+        if not self._cut:
+            return length
+        return min(length, (self.split(fork, length) or min(fork, length)) + self._suffix)
+
+    @property
+    def piece(self) -> int:
+        """Bases of a piece of an adaptive suffix."""
+        return max(1, self.window // _PIECES)
+
     def _plan(self, groups: Sequence[WindowGroup]) -> _Plan:
         plan = _Plan()
         for group in groups:
@@ -486,7 +508,7 @@ class ReusedPrefixes:
             for alt, fork in group.alts:
                 position = self.split(fork, len(alt))
                 prefix, split = None, plan.whole
-                stop = (position or min(fork, len(alt))) + self._suffix if self._cut else len(alt)
+                stop = self.stop(fork, len(alt))
                 if not self.wanted.alternate:
                     position, stop = self._reach(fork, len(alt)), min(fork + 1, len(alt))
                 if position:
@@ -604,6 +626,8 @@ class ReusedPrefixes:
             self._read_suffixes(waiting)
         end = time.perf_counter()
         self._prefix_seconds, self._suffix_seconds = middle - start, end - middle
+        if self._adaptive:  # at most: how far alleles are read is not known before
+            self._suffix_seconds *= -(-self._suffix // self.piece)
 
     def estimate(self, num_references: int, num_alternates: int) -> float:
         prefixes = -(-num_references // self._prefix_shape[0])
@@ -661,9 +685,9 @@ class ReusedPrefixes:
                 ]
             begun = True
             for allele in deciding:
-                assert allele.ref is not None and allele.alt is not None
-                if adaptive.is_enough(allele.ref, allele.alt, allele.fork - allele.position, piece):
-                    allele.pieces = len(allele.alt.log_probs)
+                changes = allele.changes(_QUIET_PIECES)
+                if adaptive.is_enough(changes, allele.fork - allele.position, piece):
+                    allele.pieces = len(changes)
             deciding = [allele for allele in deciding if allele.pieces is None]
             needed = free | {id(row) for allele in deciding for row in (allele.ref, allele.alt)}
             waiting = [
@@ -735,6 +759,11 @@ class ReusedPrefixes:
             torch.stack([one.next_log_probs for one in filled]),
             return_state=onward,
         )
+
+
+def change_of(alt: LogProbs, ref: LogProbs) -> float:
+    """What a piece of an alternate and of its reference changes the score by, nats."""
+    return float(alt.sum(dtype=np.float64) - ref.sum(dtype=np.float64))
 
 
 def window_runner(
