@@ -80,14 +80,24 @@ def worst_consequence(entries: Iterable[str]) -> WorstConsequence | None:
             continue
         fields = entry.split("|") + [""] * 3
         transcripts.add(fields[2])
-        terms = fields[0].lstrip("*").split("&")
-        rank = min(_RANK.get(term.lstrip("*"), len(_RANK)) for term in terms)
+        rank = severity(fields[0])
         if best is None or rank < best[0]:
             best = rank, fields
     if best is None:
         return None
     fields = best[1]
     return WorstConsequence(fields[1], fields[2], fields[0], len(transcripts))
+
+
+def severity(consequence: str) -> int:
+    """Rank of the worst term of a consequence, 0 the worst; terms of VEP and SnpEff count as well.
+
+    Their names are those of `SEVERITY` with `_variant` behind them; others come last.
+    """
+    terms = consequence.lstrip("*").split("&")
+    return min(
+        _RANK.get(term.lstrip("*").lower().removesuffix("_variant"), len(_RANK)) for term in terms
+    )
 
 
 class ConsequenceCaller:

@@ -10,6 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evo_data.annotations import with_carried
 from evo_data.contigs import ContigAliases
 from evo_data.csq import ConsequenceCaller, with_bcsq
 from evo_data.fasta import Fasta
@@ -118,7 +119,7 @@ class Variants:
 
     def _annotated(self, records: Iterator[VcfRecord]) -> Iterator[VcfRecord]:
         if self._consequences is None:
-            return records
+            return with_carried(records, self.header)
         return self._consequences.annotated(records, self.contigs, write=self._write_bcsq)
 
     def _wanted(self, records: Iterable[VcfRecord]) -> Iterator[VcfRecord]:
