@@ -271,6 +271,21 @@ def test_spans_of_wide_heads_do_not_show(monkeypatch: pytest.MonkeyPatch) -> Non
         torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize("length", [1, 63, 64, 129, 4096, SECOND_TILE])
+def test_outputs_are_the_same_whether_a_state_comes_in_or_out(length: int) -> None:
+    """Work for a state that nobody wants is left out; zeros coming in take the whole way."""
+    parameters, skip, u = _ssm(1, 2), torch.ones(1).double(), _randn(4)(1, length, 1)
+    modes = _modes(parameters, "zoh")
+    found, none = diagonal_ssm(u, modes, skip)
+    with_end, end = diagonal_ssm(u, modes, skip, return_state=True)
+    zeros = DiagonalState(torch.zeros(1, 1, 2, 2, dtype=torch.float64))
+    with_both, both = diagonal_ssm(u, modes, skip, zeros, return_state=True)
+    assert none is None and end is not None and both is not None
+    assert torch.equal(found, with_end)
+    torch.testing.assert_close(found, with_both, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(end.modal, both.modal, rtol=1e-13, atol=1e-13)
+
+
 def test_nothing_sees_what_comes_after_it() -> None:
     inputs = _inputs(150, 2)
     later = {**inputs, "qkv": inputs["qkv"].clone()}

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from evo_kernels import diagonal_ssm
 from evo_toolkit.errors import UsageError
 from evo_toolkit.model.attention import Attention
 from evo_toolkit.model.config import StripedHyena2Config
@@ -340,6 +341,14 @@ def test_diagonal_models_start_as_s4d_lin() -> None:
     assert torch.equal(mixer.shift_B.detach()[5], torch.eye(64)[0])
     heads = StripedHyena2(config.replace(h3_head_width=8), generator_seed=0).blocks[0].mixer
     assert heads.D.shape == (32,) and heads.shift_C.shape == (256, 64)
+
+
+def test_s4d_is_a_gelu_of_its_diagonal_model() -> None:
+    mixer = make("4", width=4, num_heads=2, filter_groups=1).blocks[0].mixer
+    u = torch.randn(1, 9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y, _ = diagonal_ssm(u, mixer.modes(), mixer.D)
+    expected = y * (1 + torch.erf(y * 0.5**0.5)) / 2
+    torch.testing.assert_close(mixer(u)[0], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_operators_see_float32_filters_and_bf16_inputs() -> None:

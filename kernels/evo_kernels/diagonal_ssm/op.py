@@ -58,5 +58,4 @@ def diagonal_ssm(
     if state is not None:
         check_shape("state.modal", state.modal, (B, channels, N, 2))
     resolve("diagonal_ssm", backend, u, unsupported="it has none")
-    y, new_state = diagonal_ssm_reference(u, modes, skip, state)
-    return y, new_state if return_state else None
+    return diagonal_ssm_reference(u, modes, skip, state, return_state)

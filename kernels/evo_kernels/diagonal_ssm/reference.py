@@ -34,20 +34,6 @@ class DiagonalState(NamedTuple):
     modal: Tensor
 
 
-class _Tables(NamedTuple):
-    """What a chunk of C positions needs of the modes, in the accumulation dtype.
-
-    Attributes:
-        toeplitz: `[G, C, C]`: from inputs to outputs within the chunk.
-        into_state: `[G, C, 2N]`: from inputs to the state at the chunk's last position.
-        out_of_state: `[G, C, 2N]`: from the state before the chunk to its outputs.
-    """
-
-    toeplitz: Tensor
-    into_state: Tensor
-    out_of_state: Tensor
-
-
 class DiagonalScan:
     """Causal convolution with one set of modes; what depends on the modes alone is made once."""
 
@@ -55,7 +41,9 @@ class DiagonalScan:
         """Take modes of any floating dtype; float64 keeps angles exact. Sums are made in `dtype`."""
         self.modes = modes
         self.dtype = dtype
-        self._tables: dict[int, _Tables] = {}
+        self._rising: dict[int, Tensor] = {}
+        self._toeplitz: dict[int, Tensor] = {}
+        self._between: dict[int, tuple[Tensor, Tensor]] = {}
 
     def _powers(self, exponents: Tensor) -> Tensor:
         """`exp(lambda e)` in the dtype of the modes: `[E]` to `[G, E, N, 2]`."""
@@ -67,41 +55,62 @@ class DiagonalScan:
         poles = self.modes.log_poles
         return torch.arange(start, stop, device=poles.device, dtype=poles.dtype) * step
 
-    def _tables_of(self, chunk: int) -> _Tables:
-        if chunk not in self._tables:
-            residues = self.modes.residues[:, None]
-            rising = self._powers(self._counted(0, chunk))  # exp(lambda l)
-            h = 2 * complex_product(residues, rising)[..., 0].sum(-1)  # [G, C]
-            position = torch.arange(chunk, device=h.device)
-            lag = position[:, None] - position[None, :]
-            toeplitz = torch.where(lag >= 0, h[:, lag.clamp(min=0)], h.new_zeros(()))
-            # 2 Re (w s) = 2 Re w Re s - 2 Im w Im s
-            w = 2 * complex_product(residues, self._powers(self._counted(1, chunk + 1)))
-            out = torch.stack([w[..., 0], -w[..., 1]], dim=-1)
-            self._tables[chunk] = _Tables(
-                toeplitz.to(self.dtype),
-                rising.flip(1).flatten(2).to(self.dtype),
-                out.flatten(2).to(self.dtype),
-            )
-        return self._tables[chunk]
+    def _rising_of(self, chunk: int) -> Tensor:
+        """`exp(lambda l)` for every lag l within a chunk, `[G, C, N, 2]`, dtype of the modes."""
+        if chunk not in self._rising:
+            self._rising[chunk] = self._powers(self._counted(0, chunk))
+        return self._rising[chunk]
 
-    def _tile(self, u: Tensor, carry: Tensor) -> tuple[Tensor, Tensor]:
+    def _toeplitz_of(self, chunk: int) -> Tensor:
+        """From the inputs of a chunk to its outputs, `T[i, j] = h[i - j]`, `[G, C, C]`."""
+        if chunk not in self._toeplitz:
+            products = complex_product(self.modes.residues[:, None], self._rising_of(chunk))
+            h = 2 * products[..., 0].sum(-1)  # [G, C]
+            # Row i of the windows over [0 ... 0, h[0] ... h[C-1]] is h[i - C + 1] ... h[i].
+            windows = torch.nn.functional.pad(h, (chunk - 1, 0)).unfold(1, chunk, 1)
+            self._toeplitz[chunk] = windows.flip(2).to(self.dtype)
+        return self._toeplitz[chunk]
+
+    def _between_chunks(self, chunk: int) -> tuple[Tensor, Tensor]:
+        """From inputs to the state at the chunk's end, and from that before it to outputs.
+
+        Returns:
+            `[G, C, 2N]` each.
+        """
+        if chunk not in self._between:
+            into_state = self._rising_of(chunk).flip(1)
+            powers = self._powers(self._counted(1, chunk + 1))
+            # 2 Re (w s) = 2 Re w Re s - 2 Im w Im s
+            w = 2 * complex_product(self.modes.residues[:, None], powers)
+            out_of_state = torch.stack([w[..., 0], -w[..., 1]], dim=-1)
+            self._between[chunk] = (
+                into_state.flatten(2).to(self.dtype),
+                out_of_state.flatten(2).to(self.dtype),
+            )
+        return self._between[chunk]
+
+    def _tile(
+        self, u: Tensor, carry: Tensor | None, return_end: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Convolve m whole chunks of C positions.
 
         Args:
             u: `[G, R, m, C]`; the R rows of a group share its filter.
-            carry: State before the first position, `[G, R, N, 2]`.
+            carry: State before the first position, `[G, R, N, 2]`, or None for zeros.
+            return_end: Whether the state after the last position is wanted.
 
         Returns:
-            `[G, R, m, C]` and the state after the last position.
+            `[G, R, m, C]` and that state or None.
         """
         G, R, m, C = u.shape
-        N = carry.shape[2]
-        tables = self._tables_of(C)
+        N = self.modes.log_poles.shape[1]
         rows = u.reshape(G, R * m, C)
-        y = rows @ tables.toeplitz.transpose(1, 2)
+        y = rows @ self._toeplitz_of(C).transpose(1, 2)
+        if m == 1 and carry is None and not return_end:
+            return y.view(G, R, m, C), None
+        into_state, out_of_state = self._between_chunks(C)
         # What each chunk adds to the state, as seen at its last position.
-        added = (rows @ tables.into_state).view(G, R, m, N, 2)
+        added = (rows @ into_state).view(G, R, m, N, 2)
         # Inclusive scan over chunks by doubling: log2(m) steps, all chunks at once.
         step = 1
         while step < m:
@@ -109,31 +118,35 @@ class DiagonalScan:
             shifted = torch.nn.functional.pad(added[:, :, :-step], (0, 0, 0, 0, step, 0))
             added = added + complex_product(decay, shifted)
             step *= 2
-        to_chunk = self._powers(self._counted(0, m + 1, C)).to(self.dtype)[:, None]
-        entering = complex_product(to_chunk, carry[:, :, None])  # [G, R, m + 1, N, 2]
-        entering = entering + torch.nn.functional.pad(added, (0, 0, 0, 0, 1, 0))
-        before = entering[:, :, :m].reshape(G, R * m, 2 * N)
-        y = y + before @ tables.out_of_state.transpose(1, 2)
+        entering = torch.nn.functional.pad(added, (0, 0, 0, 0, 1, 0))  # [G, R, m + 1, N, 2]
+        if carry is not None:
+            to_chunk = self._powers(self._counted(0, m + 1, C)).to(self.dtype)[:, None]
+            entering = entering + complex_product(to_chunk, carry[:, :, None])
+        if m > 1 or carry is not None:
+            before = entering[:, :, :m].reshape(G, R * m, 2 * N)
+            y = y + before @ out_of_state.transpose(1, 2)
         # A copy: a view would keep every chunk's state alive with the last one.
-        return y.view(G, R, m, C), entering[:, :, m].clone()
+        return y.view(G, R, m, C), entering[:, :, m].clone() if return_end else None
 
-    def __call__(self, u: Tensor, modal: Tensor | None) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, u: Tensor, modal: Tensor | None, *, return_end: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
         """Convolve a chunk of any length.
 
         Args:
             u: `[B, L, C]` in the dtype of the sums; adjacent channels share a filter, C / G each.
             modal: State before the first position, `[B, C, N, 2]`, or None for zeros.
+            return_end: Whether the state after the last position is wanted.
 
         Returns:
-            `[B, L, C]` and the state after the last position.
+            `[B, L, C]` and that state or None.
         """
         B, L, channels = u.shape
         G, N, _ = self.modes.log_poles.shape
         members = channels // G
         by_group = u.view(B, L, G, members).permute(2, 0, 3, 1).reshape(G, B * members, L)
-        if modal is None:
-            carry = u.new_zeros(G, B * members, N, 2)
-        else:
+        carry = None
+        if modal is not None:
             carry = modal.to(u.dtype).view(B, G, members, N, 2).transpose(0, 1)
             carry = carry.reshape(G, B * members, N, 2)
         outputs = []
@@ -143,22 +156,30 @@ class DiagonalScan:
             C = min(CHUNK, rest)
             m = min(CHUNKS_PER_TILE, rest // C)
             tile = by_group[:, :, position : position + m * C].reshape(G, B * members, m, C)
-            y, carry = self._tile(tile, carry)
-            outputs.append(y.reshape(G, B * members, m * C))
             position += m * C
+            y, carry = self._tile(tile, carry, return_end or position < L)
+            outputs.append(y.reshape(G, B * members, m * C))
         joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
         y = joined.view(G, B, members, L).permute(1, 3, 0, 2).reshape(B, L, channels)
-        end = carry.view(G, B, members, N, 2).transpose(0, 1).reshape(B, channels, N, 2)
-        return y, end
+        if carry is None:
+            return y, None
+        end = carry.view(G, B, members, N, 2).transpose(0, 1)
+        return y, end.reshape(B, channels, N, 2)
 
 
 def diagonal_ssm_reference(
-    u: Tensor, modes: DiagonalModes, skip: Tensor, state: DiagonalState | None
-) -> tuple[Tensor, DiagonalState]:
+    u: Tensor,
+    modes: DiagonalModes,
+    skip: Tensor,
+    state: DiagonalState | None,
+    return_state: bool = True,
+) -> tuple[Tensor, DiagonalState | None]:
     """Return `causal_conv(h, u) + skip * u`; arguments as in `diagonal_ssm`."""
     acc = accumulation_dtype(u)
     inputs = u.to(acc)
-    y, modal = DiagonalScan(modes, acc)(inputs, state.modal if state else None)
+    y, modal = DiagonalScan(modes, acc)(
+        inputs, state.modal if state else None, return_end=return_state
+    )
     members = u.shape[2] // skip.shape[0]
     y = torch.addcmul(y, inputs, skip.to(acc).repeat_interleave(members))
-    return y.to(u.dtype), DiagonalState(modal)
+    return y.to(u.dtype), None if modal is None else DiagonalState(modal)

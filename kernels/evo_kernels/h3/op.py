@@ -57,5 +57,4 @@ def h3(
         check_shape("state.keys", state.keys, (B, taps.shape[1] - 1, D))
         check_shape("state.modal", state.modal, (B, D, D // G, N, 2))
     resolve("h3", backend, qkv, unsupported="it has none")
-    y, new_state = h3_reference(qkv, taps, modes, skip, state)
-    return y, new_state if return_state else None
+    return h3_reference(qkv, taps, modes, skip, state, return_state)

@@ -53,9 +53,14 @@ def shift_taps(input_weights: Tensor, output_weights: Tensor, skip: Tensor) -> T
 
 
 def h3_reference(
-    qkv: Tensor, taps: Tensor, modes: DiagonalModes, skip: Tensor, state: H3State | None
-) -> tuple[Tensor, H3State]:
-    """Return the outputs and the new state; arguments as in `h3`."""
+    qkv: Tensor,
+    taps: Tensor,
+    modes: DiagonalModes,
+    skip: Tensor,
+    state: H3State | None,
+    return_state: bool = True,
+) -> tuple[Tensor, H3State | None]:
+    """Return the outputs, and the new state if asked for; arguments as in `h3`."""
     acc = accumulation_dtype(qkv)
     B, L, _ = qkv.shape
     D, K = taps.shape
@@ -74,10 +79,11 @@ def h3_reference(
         here = slice(start, min(start + span, L))
         keys, values = shifted[:, here].view(B, -1, G, E, 1), v[:, here].reshape(B, -1, G, 1, E)
         z = (keys * values).reshape(B, -1, D * E)
-        y, modal = scan(z, modal)
+        y, modal = scan(z, modal, return_end=return_state or here.stop < L)
         y = torch.addcmul(y, z, weights).view(B, -1, G, E, E)
         queries = q[:, here].reshape(B, -1, G, E, 1)
         outputs.append((queries * y).sum(-2).view(B, -1, D))
-    assert modal is not None
-    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-    return joined.to(qkv.dtype), H3State(tail, modal.view(B, D, E, N, 2))
+    joined = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)).to(qkv.dtype)
+    if modal is None:
+        return joined, None
+    return joined, H3State(tail, modal.view(B, D, E, N, 2))
