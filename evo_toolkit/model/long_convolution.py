@@ -41,7 +41,8 @@ class LongConvolution(nn.Module):
 
     In every forward the filters are smoothed, squashed and, in training, thinned out by dropout; the
     parameters are what they were before that. Dropout draws anew for every call, so that pieces of
-    one sequence see one filter in evaluation alone.
+    one sequence see one filter in evaluation alone. Without gradients there is no dropout, whatever
+    the mode: a score must not depend on how a model was left.
 
     Attributes:
         algorithm: How causal and bidirectional convolutions are made, as in `long_conv`; the values
@@ -78,7 +79,11 @@ class LongConvolution(nn.Module):
         """Filters `[D, K]` as the convolution takes them."""
         config = self.config
         h = smooth_spectrum(smooth(h, config.long_smooth), config.long_smooth_spectrum)
-        return F.dropout(squash(h, config.long_squash), config.long_dropout, self.training)
+        return F.dropout(squash(h, config.long_squash), config.long_dropout, self._drops)
+
+    @property
+    def _drops(self) -> bool:
+        return self.training and torch.is_grad_enabled()
 
     def forward(
         self, qkv: Tensor, state: LongConvState | None = None, *, return_state: bool = False
@@ -107,9 +112,9 @@ class LongConvolution(nn.Module):
         return y, None
 
     def _thinned(self, factors: nn.ParameterDict) -> dict[int, Tensor]:
-        """Factors by size, after dropout of whole (complex) entries."""
+        """Factors by size, after dropout of complex entries as wholes."""
         share = self.config.long_butterfly_dropout
-        if not (self.training and share):
+        if not (self._drops and share):
             return {int(n): x for n, x in factors.items()}
         return {
             int(n): x * F.dropout(torch.ones_like(x[..., :1]), share) for n, x in factors.items()

@@ -115,6 +115,7 @@ class NextTokenObjective(nn.Module):
         self.compiled = False
         self.model = model
         self.checkpoint_blocks = checkpoint_blocks
+        # Of long convolutions: no other layer draws.
         self._random = "L" in model.config.pattern and model.config.long_dropout > 0
 
     def forward(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,6 +27,7 @@ class OptimizerConfig:
         learning_rate: Peak rate of embedding, projections and norms.
         filter_learning_rate: Peak rate of filters, poles, residues and skips; None takes
             `learning_rate`.
+        butterfly_learning_rate: Peak rate of the learned butterflies of long convolutions.
         muon_learning_rate: Peak rate of the matrices under `muon`; its updates are scaled so that
             rates of AdamW fit.
         weight_decay: Of projection matrices alone: filters, poles, residues, skips, featurizers,
@@ -37,6 +39,7 @@ class OptimizerConfig:
     name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 3e-3
     filter_learning_rate: float | None = None
+    butterfly_learning_rate: float = 1e-3
     muon_learning_rate: float | None = None
     weight_decay: float = 0.1
     beta1: float = 0.9
@@ -45,7 +48,10 @@ class OptimizerConfig:
     momentum: float = 0.95
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "filter_learning_rate", "muon_learning_rate"):
+        for name in (
+            "learning_rate", "filter_learning_rate", "butterfly_learning_rate",
+            "muon_learning_rate",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"optimizer.{name} is {value}; it must be above 0")
@@ -83,7 +89,7 @@ class ParameterGroup:
     """Parameters that share a rate and a decay.
 
     Attributes:
-        name: `matrices`, `filters` or `others`.
+        name: `matrices`, `filters`, `butterflies` or `others`.
         parameters: By name.
         learning_rate: Peak.
         weight_decay: Per unit of learning rate.
@@ -99,17 +105,21 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[Paramete
     """Divide the trainable parameters of a StripedHyena 2, empty groups left out.
 
     `matrices` are the weights of projections and MLPs; `filters` whatever a mixer owns
-    (featurizers, explicit filters, poles, residues, skips); `others` embedding, norms and biases.
+    (featurizers, explicit filters, poles, residues, skips) but for the learned `butterflies` of long
+    convolutions; `others` embedding, norms and biases.
     Unlike the released training, which decayed poles, residues and the taps of Hyena-SE by an
     omission, only `matrices` decay.
     """
     matrices: dict[str, nn.Parameter] = {}
     filters: dict[str, nn.Parameter] = {}
+    butterflies: dict[str, nn.Parameter] = {}
     others: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if ".mixer." in name:
+        if re.search(r"\.mixer\.(input|filter)_factors\.", name):
+            butterflies[name] = parameter
+        elif ".mixer." in name:
             filters[name] = parameter
         elif ".blocks." in f".{name}" and parameter.dim() == 2:
             matrices[name] = parameter
@@ -123,6 +133,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[Paramete
     groups = [
         ParameterGroup("matrices", matrices, matrix_rate, config.weight_decay),
         ParameterGroup("filters", filters, filter_rate, 0.0),
+        ParameterGroup("butterflies", butterflies, config.butterfly_learning_rate, 0.0),
         ParameterGroup("others", others, rate, 0.0),
     ]
     return [group for group in groups if group.parameters]

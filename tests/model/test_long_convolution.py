@@ -108,6 +108,8 @@ def test_filters_are_smoothed_then_squashed_then_thinned_out_in_training_alone()
     torch.testing.assert_close(thinned[kept], expected[kept] / 0.75)
     lost = (~kept & (expected != 0)).double().sum() / (expected != 0).double().sum()
     assert float(lost) == pytest.approx(0.25, abs=0.04)
+    with torch.no_grad():
+        torch.testing.assert_close(mixer.regularised(mixer.h), expected)
     # What is regularised is what is convolved.
     qkv = torch.randn(1, 5, 48, dtype=torch.float64)
     mixer.eval()
@@ -131,6 +133,24 @@ def test_dropout_is_drawn_again_as_it_was_under_activation_checkpointing() -> No
         found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for mine, theirs in zip(*found, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("form", ["free", "additive"])
+def test_dropout_of_butterflies_takes_whole_entries_in_training_alone(form: str) -> None:
+    model = make(long_butterfly=form, long_butterfly_dropout=0.3, long_butterfly_heads=4)
+    mixer = mixer_of(model)
+    factors = mixer.input_factors
+    assert factors is not None
+    with torch.no_grad():
+        factors["16"].fill_(2.0)
+    torch.manual_seed(0)
+    thinned = mixer._thinned(factors)[16] / factors["16"]
+    gone = thinned == 0
+    assert torch.equal(gone[..., 0], gone[..., 1])
+    assert float(gone.double().mean()) == pytest.approx(0.3, abs=0.05)
+    torch.testing.assert_close(thinned[~gone], torch.full_like(thinned[~gone], 1 / 0.7))
+    mixer.eval()
+    assert torch.equal(mixer._thinned(factors)[16], factors["16"])
 
 
 @pytest.mark.parametrize("changes", [{}, *LOOKS_AHEAD])
@@ -176,7 +196,10 @@ def test_every_parameter_is_trained_and_none_of_the_mixer_decays(
 ) -> None:
     model = make(torch.float32, **changes)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    groups = parameter_groups(model, OptimizerConfig())
+    groups = parameter_groups(model, OptimizerConfig(butterfly_learning_rate=2e-4))
+    rates = {name: group.learning_rate for group in groups for name in group.parameters}
+    assert {rate for name, rate in rates.items() if "_factors." in name} <= {2e-4}
+    assert {rate for name, rate in rates.items() if "_factors." not in name} == {3e-3}
     decays = {name for group in groups if group.weight_decay for name in group.parameters}
     assert decays and not any(".mixer." in name for name in decays)
     optimizer = build_optimizer(groups, OptimizerConfig())
