@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from evo_toolkit.cli.common import refuse_input_as_output
 from evo_toolkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from evo_toolkit.checkpoint.opening import Opened
     from evo_toolkit.variants.allele_methods import MethodOptions
+    from evo_toolkit.variants.scores import ScoredRecord
+    from evo_toolkit.variants.workers import Workers, WorkerSetting
 
 # As in evo_toolkit.variants.allele_methods and .preset; a test keeps them equal.
 METHODS = ("delta", "marginal", "entropy", "jsd", "embed", "head")
@@ -29,6 +33,28 @@ class Computed:
     heads: tuple[str, ...]
     calibration: str | None
     preset: str | None
+    report: str | None
+
+    def check_outputs(self, others: Iterable[str], *, force: bool) -> None:
+        """Check what is written beside the scores.
+
+        Args:
+            others: Files that the run reads or writes.
+
+        Raises:
+            UsageError: if it is one of the others.
+            EvoDataError: if it exists and must not be replaced, or cannot be written.
+        """
+        from evo_data.files import check_output
+
+        if self.report is None:
+            return
+        refuse_input_as_output(self.report, *(other for other in others if other != "-"))
+        check_output(self.report, force=force)
+
+    def gathered(self) -> Gathered:
+        """What takes the records as they are scored."""
+        return Gathered(self.report)
 
     def options(self) -> MethodOptions | None:
         """What to compute; None where nothing but the default was asked for.
@@ -57,6 +83,58 @@ class Computed:
             for option, paths in (("--head", self.heads), ("--calibration", self.files[len(self.heads) :]))
             for path in paths
         }  # fmt: skip
+
+
+class Gathered:
+    """What is gathered of scored records for a report; nothing, where none is wanted."""
+
+    def __init__(self, report: str | None) -> None:
+        from evo_toolkit.variants.report import ReportData
+
+        self._path = report
+        self._data = None if report is None else ReportData()
+
+    def add(self, scored: ScoredRecord) -> None:
+        """Take one record."""
+        if self._data is not None:
+            self._data.add(scored)
+
+    def write(
+        self,
+        workers: Workers,
+        setting: WorkerSetting,
+        opened: Opened,
+        device: str,
+        *,
+        variants: str,
+        bits: str | None,
+        force: bool,
+    ) -> None:
+        """Write the report.
+
+        Args:
+            workers: Those of the run; what scored in this process reads the alleles that stand out.
+            setting: Of the run, for a model that is loaded anew where it ran elsewhere.
+            opened: The model's source.
+            device: Where to load it.
+            variants: Name of the input.
+            bits: Line on how well the model predicts the reference.
+            force: Whether an existing file may be replaced.
+        """
+        from evo_toolkit.variants.report import write_report
+        from evo_toolkit.variants.workers import ChunkScorer, ThisProcess
+
+        if self._data is None or self._path is None:
+            return
+        scorer = None
+        if self._data.lowest:
+            here = workers.scorer if isinstance(workers, ThisProcess) else ChunkScorer.opened(setting, device)  # fmt: skip
+            scorer = here.run.scorer
+        config = opened.source.config
+        write_report(
+            self._path, self._data, workers.info, scorer, variants=variants, bits=bits, force=force,
+            domains=config.domains, not_for=config.not_for,
+        )  # fmt: skip
 
 
 def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,6 +177,11 @@ def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Choice(PRESETS),
         help="evo2-paper: forward strand, windows of 8,192 bases read whole; EVO_DMEAN is then the score of the paper's BRCA1 figures.",
     )
+    @click.option(
+        "--report",
+        metavar="FILE.html",
+        help="Also write a page to look at: distributions by consequence and type, counts by status, the alleles that stand out base by base. It opens offline.",
+    )
     @wraps(command)
     def wrapped(
         *args: Any,
@@ -107,11 +190,13 @@ def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
         heads: tuple[str, ...],
         calibration: str | None,
         preset: str | None,
+        report: str | None,
         **others: Any,
     ) -> Any:
         computed = Computed(
-            names=names, layers=layers, heads=heads, calibration=calibration, preset=preset
-        )
+            names=names, layers=layers, heads=heads, calibration=calibration, preset=preset,
+            report=report,
+        )  # fmt: skip
         return command(*args, computed=computed, **others)
 
     return wrapped

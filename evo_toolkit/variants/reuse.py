@@ -71,7 +71,7 @@ _MOST_ROWS = 32
 _SUFFIXES_PER_WAVE = 4
 _QUIET_PIECES = 2
 
-DEFAULT_TOLERANCE = 0.01
+DEFAULT_TOLERANCE = 0.02
 """Nats that a piece of an adaptive suffix may add and still be called quiet."""
 
 

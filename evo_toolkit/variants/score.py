@@ -205,6 +205,19 @@ class VariantScorer:
             buffer.add(record, alleles)
         yield from self._flush(buffer)
 
+    def read(self, record: VcfRecord, number: int) -> list[tuple[StrandWindow, LogProbPair]]:
+        """The windows of one alternate allele of a record, and what the model says of them.
+
+        Returns:
+            One pair for each strand that is scored; empty if the allele cannot be.
+        """
+        job = self._prepare_allele(record, number, self.contigs.get(record.contig))
+        if not isinstance(job, _Job):
+            return []
+        groups = [WindowGroup(window.ref, [(window.alt, window.fork)]) for window in job.windows]
+        pairs = [pairs[0] for pairs in self.runner(groups)]
+        return list(zip(job.windows, pairs, strict=True))
+
     def _prepare_record(self, record: VcfRecord) -> list[AlleleScore | _Job]:
         if not record.alts:
             return [self._unscored(AlleleStatus.MISSING_ALT, ".")]

@@ -95,7 +95,7 @@ def test_alleles_stop_where_the_rule_says(
 
 def test_what_a_user_says_of_suffixes() -> None:
     assert parse_suffix("full") is None and parse_suffix("512") == 512
-    assert parse_suffix("adaptive") == Adaptive() and str(Adaptive()) == "adaptive:0.01"
+    assert parse_suffix("adaptive") == Adaptive() and str(Adaptive()) == "adaptive:0.02"
     assert parse_suffix("adaptive:0.5") == Adaptive(0.5)
     for text in ("adaptive:", "adaptive:-1", "adaptive:nan", "adaptive:inf", "half", "-3", ""):
         with pytest.raises(UsageError, match="adaptive:NATS"):
