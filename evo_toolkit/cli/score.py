@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     metavar="full|BASES|adaptive[:NATS]",
     default="full",
     show_default=True,
-    help="Bases that are read of each allele from the variant on; adaptive: until two pieces of 1/32 of a window change the score by less than NATS (0.01) each. Fewer are faster, and an approximation: what the variant changes behind them is left out (eval suffix measures how much).",
+    help="Bases that are read of each allele from the variant on; adaptive: until two pieces of 1/32 of a window change the score by less than NATS (0.02) each. Fewer are faster, and an approximation: what the variant changes behind them is left out (eval suffix measures how much).",
 )
 @strands_option
 @click.option(
@@ -257,6 +257,7 @@ def score(
     files = [file for file in (variants, genome, regions_file, contig_aliases, gff) if file]
     files += computed.files
     replace = check_outputs(output, running, force=force, inputs=files)
+    computed.check_outputs((*files, output), force=replace)
     format = check_output(output, output_type, replace, inputs=files)
     part = running.part()
     say = _Reporter(quiet)
@@ -303,7 +304,7 @@ def score(
         from evo_toolkit.variants.manifest import run_identity, write_manifest
         from evo_toolkit.variants.output import open_writer
         from evo_toolkit.variants.resume import ChunkStore
-        from evo_toolkit.variants.run import workload
+        from evo_toolkit.variants.run import bits_line, workload
         from evo_toolkit.variants.summary import Summary
         from evo_toolkit.variants.workers import WorkerSetting
 
@@ -340,11 +341,13 @@ def score(
             )  # fmt: skip
             totals = Totals.empty()
             summary = Summary(num_filtered=found.num_filtered)
+            gathered = computed.gathered()
             with writer, open_skipped(running.skipped, force=replace) as skipped:
                 for scored in _score_all(found, workers, store, totals, say):
                     writer.write(scored)
                     skipped(scored)
                     summary.add(scored)
+                    gathered.add(scored)
                 if store is not None:
                     store.finishing()
             if store is not None:
@@ -353,6 +356,10 @@ def score(
                     more=totals.described(found),
                 )  # fmt: skip
                 store.remove()
+            gathered.write(
+                workers, setting, opened, device, variants=variants or ", ".join(variant_texts),
+                bits=bits_line(totals.bits), force=replace,
+            )  # fmt: skip
     say.finished(found, summary, totals, writer.notes, note)
     if summary.nothing_scored:
         raise click.exceptions.Exit(EXIT_NOTHING_SCORED)
