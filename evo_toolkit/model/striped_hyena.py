@@ -190,6 +190,7 @@ class StripedHyena2(nn.Module):
         Returns:
             `[B, L]` float32 (float64 for a float64 model). Position 0 has no prediction and is NaN.
         """
+        self.config.require_causal("predict the next base")
         x, _ = self.hidden(input_ids)
         first = x.new_full(
             (x.shape[0], 1), float("nan"), dtype=torch.promote_types(x.dtype, torch.float32)

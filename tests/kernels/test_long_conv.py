@@ -5,6 +5,8 @@ from __future__ import annotations
 import cmath
 import itertools
 import math
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -460,3 +462,13 @@ def test_wrong_butterflies_are_one_clear_line() -> None:
         _learned(inputs, {4: torch.zeros(2, 4, 4, 2)}, factors)
     with pytest.raises(KernelError, match=r"input_factors\[16\] has shape"):
         _learned(inputs, {16: torch.zeros(2, 16, 16)}, factors)
+
+
+def test_the_benchmark_prints_a_row_for_every_filter_length(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = Path(__file__).parents[2] / "kernels" / "benchmarks" / "long_convolutions.py"
+    runpy.run_path(str(path))["main"](["--length", "50", "--width", "4", "--taps", "3", "40"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line[:2] in ("| ", "|-")]
+    assert [row.count("|") for row in rows] == [6, 6, 6, 6]
+    assert rows[2].startswith("| 3 ") and rows[3].startswith("| 40 ")

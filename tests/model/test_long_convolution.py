@@ -241,7 +241,7 @@ def test_models_that_look_ahead_say_what_they_cannot_do(changes: dict[str, objec
     with pytest.raises(UsageError, match="cannot predict the next base"):
         model.token_log_probs(tokens)
     with pytest.raises(UsageError, match="cannot predict the next base"):
-        log_likelihood(model, ["ACGT"])
+        log_likelihood(model, ["ACGT" * 60])
     with pytest.raises(UsageError, match="cannot be trained to predict the next base"):
         NextTokenObjective(model)
     with pytest.raises(UsageError, match="cannot take a sequence in pieces"):
