@@ -17,6 +17,7 @@ from evo_toolkit.inference.generate import generate
 from evo_toolkit.model.config import StripedHyena2Config
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.training.export import export_checkpoint
+from evo_toolkit.training.module import ContinuedEvoModule
 from evo_toolkit.training.optim import OptimizerConfig, parameter_groups, train_by_log_rate
 
 Fit = Callable[..., Path]
@@ -49,6 +50,11 @@ def test_a_hybrid_trains_resumes_and_is_exported(
         trained = whole["state_dict"].get(f"objective.model.{key}")
         if trained is not None and ".mixer." in key:
             assert value.dtype == torch.float32 and torch.equal(value, trained), key
+
+    continued = ContinuedEvoModule(str(tmp_path / "model"), 64)
+    continued.configure_model()
+    for key, value in continued.model.blocks[0].mixer.state_dict().items():
+        assert torch.equal(value, model.blocks[0].mixer.state_dict()[key]), key  # type: ignore[union-attr]
 
     # Step by step from the states, and the whole sequence again for every base.
     prompt, made = "ACGTTGCA", generate(model, "ACGTTGCA", max_new_tokens=12, temperature=0)

@@ -3,7 +3,7 @@
 The filter of a group is `h[l] = 2 Re sum_n R_n exp(lambda_n l)`, so the convolution is a linear
 recurrence with one complex state per conjugate pair of poles, `s[t] = exp(lambda) s[t-1] + u[t]`,
 `y[t] = 2 Re sum_n R_n s_n[t]`. As in Hyena-LI, whose poles are real, positions are cut into chunks of
-`CHUNK`: within a chunk the convolution is a product with a triangular Toeplitz matrix, and a chunk
+64: within a chunk the convolution is a product with a triangular Toeplitz matrix, and a chunk
 hands its state to the next (state passing). Only non-negative powers of numbers in the unit disk
 occur, so nothing overflows. No tensor of the filter's full length ever exists.
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from evo_kernels.diagonal_ssm.modes import DiagonalModes, complex_product
 from evo_kernels.fir import accumulation_dtype
-from evo_kernels.hyena_li.reference import CHUNK, CHUNKS_PER_TILE
+from evo_kernels.hyena_li.reference import tiles
 
 
 class DiagonalState(NamedTuple):
@@ -150,14 +150,10 @@ class DiagonalScan:
             carry = modal.to(u.dtype).view(B, G, members, N, 2).transpose(0, 1)
             carry = carry.reshape(G, B * members, N, 2)
         outputs = []
-        position = 0
-        while position < L:
-            rest = L - position
-            C = min(CHUNK, rest)
-            m = min(CHUNKS_PER_TILE, rest // C)
-            tile = by_group[:, :, position : position + m * C].reshape(G, B * members, m, C)
-            position += m * C
-            y, carry = self._tile(tile, carry, return_end or position < L)
+        for start, m, C in tiles(L):
+            stop = start + m * C
+            tile = by_group[:, :, start:stop].reshape(G, B * members, m, C)
+            y, carry = self._tile(tile, carry, return_end or stop < L)
             outputs.append(y.reshape(G, B * members, m * C))
         joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
         y = joined.view(G, B, members, L).permute(1, 3, 0, 2).reshape(B, L, channels)

@@ -10,6 +10,7 @@ right. No tensor of the filter's full length ever exists.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,16 @@ class LIState(NamedTuple):
 
     featurizer: Tensor
     modal: Tensor
+
+
+def tiles(length: int) -> Iterator[tuple[int, int, int]]:
+    """The first position, number of chunks and positions per chunk of tiles that cover a sequence."""
+    start = 0
+    while start < length:
+        chunk = min(CHUNK, length - start)
+        num_chunks = min(CHUNKS_PER_TILE, (length - start) // chunk)
+        yield start, num_chunks, chunk
+        start += num_chunks * chunk
 
 
 def _powers(log_poles: Tensor, exponents: Tensor) -> Tensor:
@@ -98,15 +109,10 @@ def modal_conv(
     carry = z.new_zeros(D, B, N) if modal is None else modal.to(z.dtype).transpose(0, 1)
     channel_first = z.permute(2, 0, 1)  # [D, B, L]
     outputs = []
-    position = 0
-    while position < L:
-        rest = L - position
-        C = min(CHUNK, rest)
-        m = min(CHUNKS_PER_TILE, rest // C)
-        tile = channel_first[:, :, position : position + m * C].reshape(D, B, m, C)
+    for start, m, C in tiles(L):
+        tile = channel_first[:, :, start : start + m * C].reshape(D, B, m, C)
         y, carry = _tile(tile, carry, log_poles, residues)
         outputs.append(y.reshape(D, B, m * C))
-        position += m * C
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
     return joined.permute(1, 2, 0), carry.transpose(0, 1)
 
