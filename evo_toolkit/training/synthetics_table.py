@@ -227,7 +227,7 @@ def carry_out(run: Run, device: str = "cpu") -> dict[str, Any]:
         The line of the table's file: `accuracy`, `sequence_accuracy` and `loss` (nats per answer) of
         the last validation, `curve` of `[updates, accuracy]`, `solved_at` (updates, or None).
     """
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         trainer, module, data, curve = _prepared(run, device, folder)
         line: dict[str, Any] = {
@@ -240,7 +240,7 @@ def carry_out(run: Run, device: str = "cpu") -> dict[str, Any]:
             trainer.fit(module, datamodule=data)
         except (EvoError, RuntimeError) as error:
             message = str(error).splitlines()[0]
-            return {**line, "status": "failed", "error": message, "seconds": _since(began)}
+            return {**line, "status": "failed", "error": message, **_times(began, used)}
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return {
         **line,
@@ -251,16 +251,20 @@ def carry_out(run: Run, device: str = "cpu") -> dict[str, Any]:
         "sequence_accuracy": round(metrics["val/sequence_accuracy"], 6),
         "loss": round(metrics["val/loss"], 6),
         "curve": curve.points,
-        "seconds": _since(began),
+        **_times(began, used),
     }
 
 
-def _since(began: float) -> float:
-    return round(time.perf_counter() - began, 2)
+def _times(began: float, used: float) -> dict[str, float]:
+    """Seconds since, by the clock and of this process on its core."""
+    return {
+        "seconds": round(time.perf_counter() - began, 2),
+        "core_seconds": round(time.process_time() - used, 2),
+    }
 
 
 def _seconds_per_run(run: Run, device: str) -> float:
-    """Estimate of a whole run that is never solved, from a few steps and one validation."""
+    """Core-seconds of a whole run that is never solved, from a few steps and one validation."""
     with tempfile.TemporaryDirectory() as folder:
         steps, every = run.recipe["trainer"]["max_steps"], run.recipe["trainer"]["val_check_interval"]  # fmt: skip
         times = []
@@ -268,13 +272,13 @@ def _seconds_per_run(run: Run, device: str) -> float:
             trainer, module, data, _ = _prepared(
                 run, device, folder, limit_val_batches=0, **options
             )
-            began = time.perf_counter()
+            began = time.process_time()
             trainer.fit(module, datamodule=data)
-            times.append(time.perf_counter() - began)
-        began = time.perf_counter()
+            times.append(time.process_time() - began)
+        began = time.process_time()
         trainer, module, data, _ = _prepared(run, device, folder)
         trainer.validate(module, datamodule=data, verbose=False)
-        validation = time.perf_counter() - began
+        validation = time.process_time() - began
     step = max(times[1] - times[0], 0.0) / _PROBE_STEPS
     return times[0] + step * steps + validation * (steps // every)
 
@@ -460,7 +464,7 @@ def _run(options: argparse.Namespace) -> int:
     for number, (run, line) in enumerate(_map(carry_out, left, options.device, options.jobs), 1):
         appender.add(line)
         lines.append(line)
-        spent += line["seconds"]
+        spent += line["core_seconds"]
         failed += line["status"] == "failed"
         ahead = (time.perf_counter() - began) / number * (len(left) - number)
         what = line["error"] if line["status"] == "failed" else f"{100 * line['accuracy']:5.1f} % after {line['steps']} updates"  # fmt: skip
