@@ -20,6 +20,7 @@ from evo_toolkit.cli.common import (
     strands_option,
     user_errors,
 )
+from evo_toolkit.cli.score_merge import ScoreCommand
 from evo_toolkit.cli.score_methods import Computed, method_options, preset_values
 from evo_toolkit.cli.score_runs import (
     RunOptions,
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from evo_toolkit.variants.workers import Workers
 
 
-@click.command(epilog="Exit codes: 0 done; 1 an error (a bad file, the wrong genome); 2 wrong usage; 3 ran to the end but could score nothing.")  # fmt: skip
+@click.command(cls=ScoreCommand, epilog="Exit codes: 0 done; 1 an error (a bad file, the wrong genome); 2 wrong usage; 3 ran to the end but could score nothing. `evo-toolkit score merge` joins the outputs of --shard.")  # fmt: skip
 @click.argument("inputs", metavar="[VARIANTS] GENOME", nargs=-1, type=click.Path(path_type=str))
 @click.option(
     "-o",
@@ -353,7 +354,7 @@ def score(
             if store is not None:
                 write_manifest(
                     output, identity, workers.info, summary, format=format, force=replace,
-                    more=totals.described(found),
+                    more=totals.described(found, running),
                 )  # fmt: skip
                 store.remove()
             gathered.write(

@@ -168,9 +168,10 @@ class Totals:
         self.num_kept += was_kept
         self.notes.extend(scores.notes)
 
-    def described(self, found: Variants) -> dict[str, object]:
+    def described(self, found: Variants, running: RunOptions) -> dict[str, object]:
         """For the manifest."""
         return {
+            "skipped": running.skipped,
             "part": None if found.part is None else {"first": found.part[0], "last": found.part[1]},
             "tokens": dataclasses.asdict(self.count),
             "reference_bits_per_base": self.bits.bits_per_base,

@@ -153,6 +153,15 @@ class TsvScoreWriter(_Writer):
             cells = "\t".join(map(_cell, table_row(scored.record, allele, self._columns)))
             self._out.write(f"{cells}\n".encode())
 
+    def write_line(self, line: bytes) -> None:
+        """Write a row as it stands in another file of the same columns, line feed included."""
+        contig, position, _ = line.split(b"\t", 2)
+        self._order.see(contig.decode(), int(position))
+        try:
+            self._out.write(line)
+        except OSError as error:
+            raise self._failure(error) from error
+
     def _finish(self) -> None:
         with self._stack:
             self._out.flush()
@@ -249,11 +258,14 @@ class ParquetScoreWriter(_Writer):
 
     def _put(self, scored: ScoredRecord) -> None:
         for allele in scored.alleles:
-            row = table_row(scored.record, allele, self._columns)
-            self._rows.append(row)
-            self._characters += sum(len(x) for x in row if isinstance(x, str))
-            if len(self._rows) >= _ROWS_PER_GROUP or self._characters >= _CHARACTERS_PER_GROUP:
-                self._write_group()
+            self.write_row(table_row(scored.record, allele, self._columns))
+
+    def write_row(self, row: tuple[Any, ...]) -> None:
+        """Write the values of one row, in the order of the columns."""
+        self._rows.append(row)
+        self._characters += sum(len(x) for x in row if isinstance(x, str))
+        if len(self._rows) >= _ROWS_PER_GROUP or self._characters >= _CHARACTERS_PER_GROUP:
+            self._write_group()
 
     def _finish(self) -> None:
         with self._stack:

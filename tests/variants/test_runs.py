@@ -1,0 +1,499 @@
+"""However a scoring run is cut, interrupted or spread over devices, its output is the same file."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from evo_data.demo_data import demo_file
+from evo_data.variant import AlleleStatus, Variant
+from evo_data.vcf import VcfRecord
+from evo_toolkit.cli.main import cli
+from evo_toolkit.variants import chunks as chunks_module
+from evo_toolkit.variants.chunks import Chunk, ChunkScores, cut
+from evo_toolkit.variants.resume import ChunkStore, ResumeError, differences
+from evo_toolkit.variants.reuse import TokenCount
+from evo_toolkit.variants.score import ReferenceBits
+from evo_toolkit.variants.scores import AlleleScore
+from evo_toolkit.variants.skipped import REASONS
+from evo_toolkit.variants.workers import ChunkScorer, score_chunks
+
+VCF, FASTA = demo_file("rbcL_psbA.vcf"), demo_file("NC_000932.fa")
+CUT = 12
+"""Windows of a chunk in these tests: the input below has several chunks."""
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks_module, "cut", lambda records, _: cut(records, CUT))
+
+
+@pytest.fixture(scope="session")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some records of the chloroplast, and some alleles that have no score."""
+    lines = VCF.read_text().splitlines(keepends=True)
+    header = [line for line in lines if line.startswith("#")]
+    body = [line for line in lines if not line.startswith("#")][:14]
+    contig, pos, *_ = body[3].split("\t")
+    body.insert(4, f"{contig}\t{pos}\tnone\tN\t*,<DEL>,.\t.\t.\t.\n")
+    body.append(f"elsewhere\t5\t.\tA\tG\t.\tPASS\t.{chr(10)}")
+    path = tmp_path_factory.mktemp("input") / "some.vcf"
+    path.write_text("".join(header + body))
+    return path
+
+
+def score(variants: Path, output: Path, model: Path, *options: object) -> Result:
+    arguments = ["score", variants, FASTA, "-m", model, "-o", output, "--no-version", *options]
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def merge(output: Path, *shards: object) -> Result:
+    arguments = ["score", "merge", *shards, "-o", output, "--no-version"]
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="session")
+def whole(
+    variants: Path, toy_model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """The output of an uninterrupted run of one process, by its suffix."""
+    folder = tmp_path_factory.mktemp("whole")
+
+    def made(suffix: str) -> Path:
+        path = folder / f"whole.{suffix}"
+        if not path.exists():
+            result = score(variants, path, toy_model_dir, "--skipped", f"{path}.skipped")
+            assert result.exit_code == 0, result.output
+        return path
+
+    return made
+
+
+class TestChunks:
+    def record(self, pos: int, alts: tuple[str, ...]) -> VcfRecord:
+        line = f"c\t{pos}\t.\tA\t{','.join(alts)}\t.\t.\t."
+        return VcfRecord(line.encode(), b"\n", pos, "c", pos, ".", "A", alts, (), b".")
+
+    def test_cuts_depend_on_the_records_and_keep_their_order(self) -> None:
+        records = [self.record(i, ("C", "G", "*")[: 1 + i % 3]) for i in range(1, 40)]
+        found = list(cut(records, 7))
+        assert [r for chunk in found for r in chunk.records] == records
+        assert [chunk.number for chunk in found] == list(range(len(found)))
+        for chunk in found:
+            windows = sum(1 + sum(a != "*" for a in r.alts) for r in chunk.records)
+            assert windows <= 7
+        # The next record would not have fitted.
+        for chunk, after in itertools.pairwise(found):
+            windows = sum(1 + sum(a != "*" for a in r.alts) for r in chunk.records)
+            assert windows + 1 + sum(a != "*" for a in after.records[0].alts) > 7
+
+    def test_a_record_larger_than_a_chunk_stands_alone(self) -> None:
+        many = self.record(2, tuple("A" * n + "C" for n in range(1, 20)))
+        found = list(cut([self.record(1, ("C",)), many, self.record(3, ("C",))], 7))
+        assert [len(chunk.records) for chunk in found] == [1, 1, 1]
+
+    def test_unscored_records_do_not_pile_up(self) -> None:
+        found = list(cut((self.record(i, ("<NON_REF>",)) for i in range(1, 5000)), 7))
+        assert [len(chunk.records) for chunk in found] == [4096, 903]
+
+    def test_scores_come_back_to_the_last_bit(self) -> None:
+        full = AlleleScore(
+            AlleleStatus.OK, "G", ("a", "b"), Variant("c", 5, "A", "G"), "c-5-A-G", "c:g.5A>G", "snv", 0,
+            0.1 + 0.2, -1e-300, 1 / 3, 5e-324, -0.0, 2.5, 1e308, -7.0, 0.0, 64, 3, 67, 1,
+            {"entropy": 1 / 7, "jsd": None},
+        )  # fmt: skip
+        counts = torch.zeros(256, dtype=torch.int64).numpy()
+        counts[[65, 84]] = 3, 4
+        given = ChunkScores(
+            3, "d", ((full,), (AlleleScore(AlleleStatus.STAR, "*"), full)), TokenCount(5, 6, 7),
+            ReferenceBits(1 / 9, 7, counts), ((4, 32), (2, 64)), ("memory ran out",),
+        )  # fmt: skip
+        back = ChunkScores.decoded(given.encoded())
+        assert back.scores == given.scores and repr(back.scores) == repr(given.scores)
+        assert (back.count, back.shapes, back.notes) == (given.count, given.shapes, given.notes)
+        assert back.bits.nats == 1 / 9 and (back.bits.counts == counts).all()
+        assert given.encoded() == given.encoded()
+
+    @pytest.mark.parametrize("damage", [lambda d: d[:-9], lambda d: b"x", lambda d: d[:30] + b"\0" + d[31:]])  # fmt: skip
+    def test_damage_is_found(self, damage: Callable[[bytes], bytes]) -> None:
+        data = ChunkScores(0, "d", ((AlleleScore(AlleleStatus.STAR, "*"),),)).encoded()
+        with pytest.raises(ValueError, match="no scores of a chunk"):
+            ChunkScores.decoded(damage(data))
+
+    def test_every_status_has_a_reason(self) -> None:
+        assert set(REASONS) == set(AlleleStatus) - {AlleleStatus.OK}
+
+
+class OutOfOrder:
+    """Workers that finish their chunks last first."""
+
+    capacity = 3
+
+    def __init__(self) -> None:
+        self.held: list[Chunk] = []
+        self.most = 0
+
+    def submit(self, chunk: Chunk) -> None:
+        self.held.append(chunk)
+        self.most = max(self.most, len(self.held))
+
+    def next(self) -> ChunkScores:
+        chunk = self.held.pop()
+        alleles = tuple((AlleleScore(AlleleStatus.STAR, str(r.pos)),) for r in chunk.records)
+        return ChunkScores(chunk.number, chunk.digest(), alleles)
+
+
+def test_chunks_come_out_in_order_whatever_the_workers_do() -> None:
+    make = TestChunks().record
+    source = (Chunk(i, (make(2 * i + 1, ("*",)), make(2 * i + 2, ("*",)))) for i in range(50))
+    taken = 0
+
+    def counted() -> Iterator[Chunk]:
+        nonlocal taken
+        for chunk in source:
+            taken += 1
+            yield chunk
+
+    workers = OutOfOrder()
+    yielded = 0
+    for scored in score_chunks(counted(), workers):  # type: ignore[arg-type]
+        yielded += 1
+        assert scored.record.pos == yielded == int(scored.alleles[0].alt)
+        assert taken <= 50 and 2 * taken - yielded <= 2 * 8 * 3 + 2  # what waits is bounded
+    assert yielded == 100 and workers.most == 3
+
+
+def bcf_parts(path: Path) -> tuple[set[bytes], bytes]:
+    """Header lines with the numbers of their keys, and the records."""
+    data = gzip.decompress(path.read_bytes())
+    end = 9 + int.from_bytes(data[5:9], "little")
+    return set(data[9:end].rstrip(b"\0").splitlines()), data[end:]
+
+
+@pytest.mark.parametrize("suffix", ["vcf", "vcf.gz", "bcf", "tsv", "tsv.gz", "parquet"])
+def test_shards_merge_to_the_file_of_one_run(
+    whole: Callable[[str], Path], variants: Path, toy_model_dir: Path, tmp_path: Path, suffix: str
+) -> None:
+    shards = []
+    for k in (3, 1, 2):
+        shards.append(tmp_path / f"{k}.{suffix}")
+        options = ("--shard", f"{k}/3", "--skipped", tmp_path / f"{k}.skipped")
+        result = score(variants, shards[-1], toy_model_dir, *options)
+        assert result.exit_code == 0, result.output
+    output = tmp_path / f"joined.{suffix}"
+    result = merge(output, *shards, "--skipped", tmp_path / "joined.skipped")
+    assert result.exit_code == 0, result.output
+    if suffix == "bcf":
+        # Generic header lines may stand elsewhere, since htslib joins them.
+        assert bcf_parts(output) == bcf_parts(whole(suffix))
+    else:
+        assert output.read_bytes() == whole(suffix).read_bytes()
+    for index in (".tbi", ".csi"):
+        made = Path(f"{whole(suffix)}{index}")
+        assert Path(f"{output}{index}").exists() == made.exists()
+    single = Path(f"{whole(suffix)}.skipped").read_bytes()
+    assert (tmp_path / "joined.skipped").read_bytes() == single and single.count(b"\n") == 5
+    joined = json.loads(Path(f"{output}.manifest.json").read_text())
+    alone = json.loads(Path(f"{whole(suffix)}.manifest.json").read_text())
+    assert joined["counts"] == alone["counts"] and joined["shard"] is None
+
+
+def test_merge_says_what_does_not_belong_together(
+    variants: Path, toy_model_dir: Path, tmp_path: Path
+) -> None:
+    one, two, other = (tmp_path / f"{n}.tsv" for n in ("one", "two", "other"))
+    for path, options in (
+        (one, ("--shard", "1/2")),
+        (two, ("--shard", "2/2")),
+        (other, ("--shard", "2/2", "--strands", "fwd")),
+    ):
+        assert score(variants, path, toy_model_dir, *options).exit_code == 0
+    output = tmp_path / "o.tsv"
+    for shards, said in (
+        ((one,), "2/2 are not given"),
+        ((one, two, two), "2/2 is given twice"),
+        ((one, other), "--strands was both, is fwd"),
+        ((one, VCF), "has no manifest"),
+    ):
+        result = merge(output, *shards)
+        assert result.exit_code == 1 and said in result.stderr, result.stderr
+        assert result.stderr.count("\n") == 1
+    result = merge(tmp_path / "o.vcf", one, two)
+    assert result.exit_code == 2 and "tsv" in result.stderr
+    two.write_text(two.read_text().replace("\tok\t", "\tOK\t", 1))
+    result = merge(output, one, two)
+    assert result.exit_code == 1 and "changed or damaged" in result.stderr
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "3", "1/0", "a/b", "-1/3", "1/3/5"])
+def test_a_shard_that_cannot_be(
+    variants: Path, toy_model_dir: Path, tmp_path: Path, text: str
+) -> None:
+    result = score(variants, tmp_path / "o.tsv", toy_model_dir, "--shard", text)
+    assert result.exit_code == 2 and "K/N" in result.stderr
+
+
+class _Killed(Exception):  # noqa: N818
+    """Ends a run in the middle."""
+
+
+def break_after(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Let a run end when it would score its chunk of that number; the numbers it has scored."""
+    scored: list[int] = []
+    original = ChunkScorer.score
+
+    def breaking(self: ChunkScorer, chunk: Chunk, advance: object = None) -> ChunkScores:
+        if len(scored) == number:
+            raise _Killed
+        scored.append(chunk.number)
+        return original(self, chunk, advance)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ChunkScorer, "score", breaking)
+    return scored
+
+
+def test_the_same_command_goes_on(
+    whole: Callable[[str], Path],
+    variants: Path,
+    toy_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "o.tsv"
+    with monkeypatch.context() as patched:
+        break_after(patched, 2)
+        assert isinstance(score(variants, output, toy_model_dir).exception, _Killed)
+    assert not output.exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"o.tsv.partial"}
+    scored = break_after(monkeypatch, -1)
+    result = score(variants, output, toy_model_dir)
+    assert result.exit_code == 0 and "2 finished chunks" in result.stderr
+    assert scored and scored[0] == 2  # 0 and 1 were there
+    assert output.read_bytes() == whole("tsv").read_bytes()
+    first, second = (
+        json.loads(Path(f"{p}.manifest.json").read_text()) for p in (whole("tsv"), output)
+    )
+    assert first["tokens"] == second["tokens"]
+    assert first["reference_bits_per_base"] == second["reference_bits_per_base"]
+    assert {p.name for p in tmp_path.iterdir()} == {"o.tsv", "o.tsv.manifest.json"}
+
+
+def test_another_run_does_not_go_on_and_says_what_has_changed(
+    whole: Callable[[str], Path],
+    variants: Path,
+    toy_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output, source = tmp_path / "o.tsv", tmp_path / "in.vcf"
+    shutil.copy(variants, source)
+    with monkeypatch.context() as patched:
+        break_after(patched, 2)
+        score(source, output, toy_model_dir)
+    kept = sorted(p.name for p in (tmp_path / "o.tsv.partial").iterdir())
+
+    def refused(*options: object, said: str) -> None:
+        result = score(source, output, toy_model_dir, *options)
+        assert result.exit_code == 1 and said in result.stderr, result.output
+        assert "--restart" in result.stderr and result.stderr.count("Error") == 1
+        assert kept == sorted(p.name for p in (tmp_path / "o.tsv.partial").iterdir())
+
+    refused("--window", 48, said="--window was not given, is 48")
+    refused("--strands", "rc", said="--strands was both, is rc")
+    refused("-r", "NC_000932.1", said="--regions was not given, is NC_000932.1")
+    refused("--shard", "1/2", said="shard was not given, is 1/2")
+    text = source.read_text()
+    source.write_text(text.replace("PASS", "pass", 1))
+    refused(said=f"the content of variants {source} has changed")
+    source.write_text(text)
+    # The same content under another name is the same input.
+    source = source.rename(tmp_path / "renamed.vcf")
+    result = score(source, output, toy_model_dir)
+    assert result.exit_code == 0 and output.read_bytes() == whole("tsv").read_bytes()
+    # Throwing away is possible, too.
+    output.unlink()
+    with monkeypatch.context() as patched:
+        break_after(patched, 2)
+        score(source, output, toy_model_dir, "--force")
+    result = score(source, output, toy_model_dir, "--strands", "rc", "--restart", "--force")
+    assert result.exit_code == 0 and "going on" not in result.stderr
+
+
+def test_a_stream_goes_on_if_its_records_are_the_same(
+    whole: Callable[[str], Path], variants: Path, toy_model_dir: Path, tmp_path: Path
+) -> None:
+    output, text = tmp_path / "o.tsv", variants.read_text()
+    numbers = iter(range(9))
+
+    def fed(content: str) -> Result:
+        # A new one each time: what was interrupted may still hold the old one open.
+        fifo = tmp_path / f"pipe{next(numbers)}"
+        os.mkfifo(fifo)
+        writer = get_context("fork").Process(target=fifo.write_text, args=(content,))
+        writer.start()
+        try:
+            return score(fifo, output, toy_model_dir)
+        finally:
+            writer.join(10)
+            writer.kill()
+
+    with pytest.MonkeyPatch.context() as patched:
+        break_after(patched, 2)
+        assert isinstance(fed(text).exception, _Killed)
+    lines = text.splitlines(keepends=True)
+    first = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    other = "".join([*lines[:first], *lines[first + 1 :]])
+    result = fed(other)
+    assert result.exit_code == 1 and "the input is another one" in result.stderr
+    assert fed(text).exit_code == 0
+    assert output.read_bytes() == whole("tsv").read_bytes()
+
+
+def test_two_runs_do_not_write_one_output(tmp_path: Path) -> None:
+    output = tmp_path / "o.tsv"
+    with (
+        ChunkStore(output, {"a": 1}) as store,
+        pytest.raises(ResumeError, match="another run is writing"),
+    ):
+        store.begin(((1, 64),), 5)
+        ChunkStore(output, {"a": 1})
+    with ChunkStore(output, {"a": 1}) as again:
+        assert again.shapes == ((1, 64),) and again.num_windows == 5
+
+
+def test_a_damaged_chunk_is_scored_again(
+    whole: Callable[[str], Path],
+    variants: Path,
+    toy_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "o.tsv"
+    with monkeypatch.context() as patched:
+        break_after(patched, 3)
+        score(variants, output, toy_model_dir)
+    (tmp_path / "o.tsv.partial" / "chunk-00000001.json.gz").write_bytes(b"?")
+    scored = break_after(monkeypatch, -1)
+    assert score(variants, output, toy_model_dir).exit_code == 0
+    assert scored[:2] == [1, 3] and output.read_bytes() == whole("tsv").read_bytes()
+
+
+def test_differences_name_every_item_once() -> None:
+    before = {"a": 1, "f": {"file": "x", "sha256": "1"}, "o": {"--w": 5, "--x": None}, "gone": 2}
+    now = {"a": 1, "f": {"file": "y", "sha256": "1"}, "o": {"--w": 6, "--x": True}, "new": [3]}
+    assert differences(before, before) == []
+    assert differences(before, now) == [
+        "--w was 5, is 6",
+        "--x was not given, is given",
+        "gone was 2, is not given",
+        "new was not given, is 3",
+    ]
+    assert differences({"f": {"file": "x", "s": 1}}, {"f": {"file": "y", "s": 2}}) == [
+        "f was x, is y"
+    ]
+
+
+def _score_dying(variants: Path, output: Path, model: Path, at: int) -> None:
+    """Score, but die as by kill -9 at the `at`th step that touches the disk."""
+    left = at
+
+    def dying(function: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(*args: object, **options: object) -> object:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os._exit(9)
+            return function(*args, **options)
+
+        return wrapped
+
+    for owner, name in ((os, "fsync"), (os, "replace"), (os, "unlink"), (os, "rename"), (os, "mkdir"), (os, "rmdir")):  # fmt: skip
+        setattr(owner, name, dying(getattr(owner, name)))
+    result = score(variants, output, model)
+    os._exit(result.exit_code)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "stride"), [("vcf.gz", 5), pytest.param("tsv.gz", 1, marks=pytest.mark.slow)]
+)
+def test_killed_anywhere_the_same_command_gives_the_same_file(
+    whole: Callable[[str], Path],
+    variants: Path,
+    toy_model_dir: Path,
+    tmp_path: Path,
+    suffix: str,
+    stride: int,
+) -> None:
+    expected, index = whole(suffix).read_bytes(), Path(f"{whole(suffix)}.tbi").read_bytes()
+    at, code = 0, 9
+    while code == 9:
+        output = tmp_path / str(at) / f"o.{suffix}"
+        output.parent.mkdir()
+        process = get_context("fork").Process(
+            target=_score_dying, args=(variants, output, toy_model_dir, at)
+        )
+        process.start()
+        process.join()
+        code = process.exitcode
+        if output.exists():
+            assert output.read_bytes() == expected
+        result = score(variants, output, toy_model_dir)
+        finished = code == 0 or not Path(f"{output}.partial").exists()
+        assert result.exit_code == 0 or (finished and "exists" in result.stderr), result.stderr
+        assert output.read_bytes() == expected, at
+        assert Path(f"{output}.tbi").read_bytes() == index, at
+        left = {p.name for p in output.parent.iterdir() if not p.name.endswith(".tmp")}
+        assert left == {output.name, f"{output.name}.tbi", f"{output.name}.manifest.json"}, at
+        at += stride
+    assert code == 0 and at > 30
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_at_random_times(
+    whole: Callable[[str], Path], variants: Path, toy_model_dir: Path, tmp_path: Path
+) -> None:
+    rng, output = random.Random(5), tmp_path / "o.vcf.gz"
+    code = (
+        "import sys, time; from evo_toolkit.variants import chunks, workers;"
+        f"cut = chunks.cut; chunks.cut = lambda records, _: cut(records, {CUT});"
+        "score = workers.ChunkScorer.score;"
+        "workers.ChunkScorer.score = lambda *a: (time.sleep(0.2), score(*a))[1];"
+        "from evo_toolkit.cli.main import main; sys.argv[0] = 'evo-toolkit'; main()"
+    )
+    command = [sys.executable, "-c", code, "score", variants, FASTA, "-m", toy_model_dir, "-o", output, "--no-version"]  # fmt: skip
+    kills = 0
+    while True:
+        process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE)
+        # The model's loading takes most of the time; the kills should fall behind it.
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and process.poll() is None:
+            if list(tmp_path.glob("o.vcf.gz.partial/chunk-*")):
+                break
+            time.sleep(0.02)
+        try:
+            assert process.wait(rng.uniform(0.0, 0.5) * (kills + 1)) == 0
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            assert not output.exists() or output.read_bytes() == whole("vcf.gz").read_bytes()
+    assert kills > 1
+    assert output.read_bytes() == whole("vcf.gz").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o.vcf.gz", "o.vcf.gz.manifest.json", "o.vcf.gz.tbi"]  # fmt: skip
