@@ -7,6 +7,7 @@ reads, which on "-" is the reverse complement of the genome.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,22 +84,8 @@ def variant_windows(
         ContigError: if fewer than 32 bases are usable.
         EvoDataError: if `window` is below 2, `strands` is not known or the edit lies outside.
     """
-    if window < 2:
-        raise EvoDataError(f"window {window} is too small; at least 2 bases are needed")
-    if not 1 <= step <= window // 2:
-        raise EvoDataError(f"step {step} must be 1 to half the window of {window} bases")
-    if strands not in _STRANDS:
-        raise EvoDataError(f"strands {strands!r} is not known; use 'both', '+' or '-'")
-    if not 0 <= edit.start <= edit.end <= contig_length:
-        raise EvoDataError(
-            f"edit [{edit.start}, {edit.end}) lies outside of a contig of {contig_length} bases"
-        )
-    usable = contig_length + min(0, edit.growth)
-    if usable < min(MINIMUM_BASES, window):
-        raise ContigError(
-            f"contig of {contig_length} bases leaves {usable} for a window; "
-            f"at least {MINIMUM_BASES} are needed"
-        )
+    _check(contig_length, edit, window, strands, step)
+    usable = _usable(contig_length, edit.growth, window)
     width = min(window, usable)
     flags = {"window_clipped"} if width < window else set()
     windows = []
@@ -114,6 +101,76 @@ def variant_windows(
     return windows, frozenset(flags)
 
 
+def haplotype_windows(
+    fetch: Fetch,
+    contig_length: int,
+    edits: Sequence[Edit],
+    window: int,
+    strands: str = "both",
+    *,
+    step: int = 1,
+) -> tuple[list[list[StrandWindow]], frozenset[str]]:
+    """Return the windows of several changes of the same bases, beside one reference window.
+
+    As `variant_windows`, with the replaced bases, not the changed ones, at index `window // 2`, so
+    that changes of different places in them are compared with the same reference window.
+
+    Args:
+        edits: Over the same bases (`evo_data.haplotypes.joined_edits`).
+
+    Returns:
+        For each strand ("+" first) the windows of every edit, and the flags.
+
+    Raises:
+        ContigError: if fewer than 32 bases are usable.
+        EvoDataError: as `variant_windows`, or if the edits replace different bases.
+    """
+    if len({(edit.start, edit.end) for edit in edits}) != 1:
+        raise EvoDataError("these edits do not replace the same bases, so they share no window")
+    _check(contig_length, edits[0], window, strands, step)
+    usable = _usable(contig_length, min(edit.growth for edit in edits), window)
+    width = min(window, usable)
+    flags = {"window_clipped"} if width < window else set()
+    found = []
+    for strand in _STRANDS[strands]:
+        built = [
+            _strand_window(
+                fetch, contig_length, edit, width, usable, window, strand, step, align=False
+            )
+            for edit in edits
+        ]
+        if width == window and built[0][0].start != built[0][1]:
+            flags.add("window_shifted")
+        if (built[0][0].ref == ord("N")).any():
+            flags.add("n_in_window")
+        found.append([one for one, _ in built])
+    return found, frozenset(flags)
+
+
+def _check(contig_length: int, edit: Edit, window: int, strands: str, step: int) -> None:
+    if window < 2:
+        raise EvoDataError(f"window {window} is too small; at least 2 bases are needed")
+    if not 1 <= step <= window // 2:
+        raise EvoDataError(f"step {step} must be 1 to half the window of {window} bases")
+    if strands not in _STRANDS:
+        raise EvoDataError(f"strands {strands!r} is not known; use 'both', '+' or '-'")
+    if not 0 <= edit.start <= edit.end <= contig_length:
+        raise EvoDataError(
+            f"edit [{edit.start}, {edit.end}) lies outside of a contig of {contig_length} bases"
+        )
+
+
+def _usable(contig_length: int, growth: int, window: int) -> int:
+    """Bases of a contig that both alleles have."""
+    usable = contig_length + min(0, growth)
+    if usable < min(MINIMUM_BASES, window):
+        raise ContigError(
+            f"contig of {contig_length} bases leaves {usable} for a window; "
+            f"at least {MINIMUM_BASES} are needed"
+        )
+    return usable
+
+
 def _strand_window(
     fetch: Fetch,
     contig_length: int,
@@ -123,15 +180,17 @@ def _strand_window(
     window: int,
     strand: str,
     step: int,
+    *,
+    align: bool = True,
 ) -> tuple[StrandWindow, int]:
     """Return the windows of one strand, and where the reference window would start if it could."""
     growth = edit.growth
     # Coordinates in reading direction: 0 is the first base that the strand's reader meets.
     if strand == "+":
-        edit = left_align(edit, fetch)
+        edit = left_align(edit, fetch) if align else edit
         edit_first = edit.start
     else:
-        edit = right_align(edit, fetch, contig_length)
+        edit = right_align(edit, fetch, contig_length) if align else edit
         edit_first = contig_length - edit.end
     wanted = edit_first - window // 2
     wanted -= wanted % step

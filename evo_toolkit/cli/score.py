@@ -300,6 +300,7 @@ def score(
             check_prefix_free(found.header, info_prefix)
         if part is not None:
             found.take_part(*part)
+        computed.check_variants(found)
         say.counted(found)
 
         from evo_toolkit.variants.manifest import run_identity, write_manifest
@@ -351,17 +352,17 @@ def score(
                     gathered.add(scored)
                 if store is not None:
                     store.finishing()
+            told = gathered.write(
+                workers, setting, opened, device, found=found, force=replace,
+                variants=variants or ", ".join(variant_texts), bits=bits_line(totals.bits),
+            )  # fmt: skip
             if store is not None:
                 write_manifest(
                     output, identity, workers.info, summary, format=format, force=replace,
                     more=totals.described(found, running),
                 )  # fmt: skip
                 store.remove()
-            gathered.write(
-                workers, setting, opened, device, variants=variants or ", ".join(variant_texts),
-                bits=bits_line(totals.bits), force=replace,
-            )  # fmt: skip
-    say.finished(found, summary, totals, writer.notes, note)
+    say.finished(found, summary, totals, (*writer.notes, *told), note)
     if summary.nothing_scored:
         raise click.exceptions.Exit(EXIT_NOTHING_SCORED)
 

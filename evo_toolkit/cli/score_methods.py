@@ -16,6 +16,8 @@ from evo_toolkit.errors import UsageError
 if TYPE_CHECKING:
     from evo_toolkit.checkpoint.opening import Opened
     from evo_toolkit.variants.allele_methods import MethodOptions
+    from evo_toolkit.variants.run import Variants
+    from evo_toolkit.variants.score import VariantScorer
     from evo_toolkit.variants.scores import ScoredRecord
     from evo_toolkit.variants.workers import Workers, WorkerSetting
 
@@ -34,6 +36,7 @@ class Computed:
     calibration: str | None
     preset: str | None
     report: str | None
+    haplotype: str | None
 
     def check_outputs(self, others: Iterable[str], *, force: bool) -> None:
         """Check what is written beside the scores.
@@ -47,14 +50,37 @@ class Computed:
         """
         from evo_data.files import check_output
 
-        if self.report is None:
+        written = [other for other in others if other != "-"]
+        for path in (self.report, self.haplotype):
+            if path is not None:
+                refuse_input_as_output(path, *written)
+                check_output(path, force=force)
+                written.append(path)
+        if self.report is not None and self.report == self.haplotype:
+            raise UsageError(f"--report and --haplotype are both {self.report}; give two names")
+        if self.haplotype is not None and "delta" not in self.names:
+            raise UsageError("--haplotype needs the method delta; add -M delta")
+
+    def check_variants(self, variants: Variants) -> None:
+        """Check that haplotypes can be found among the variants.
+
+        Raises:
+            UsageError: if not.
+        """
+        if self.haplotype is None:
             return
-        refuse_input_as_output(self.report, *(other for other in others if other != "-"))
-        check_output(self.report, force=force)
+        if not variants.header.samples:
+            raise UsageError(
+                f"{variants.source.name} has no samples, and --haplotype reads their phased genotypes"
+            )
+        if variants.num_records is None or variants.part is not None:
+            raise UsageError(
+                "--haplotype reads the variants twice and whole: give a file, without --shard"
+            )
 
     def gathered(self) -> Gathered:
         """What takes the records as they are scored."""
-        return Gathered(self.report)
+        return Gathered(self)
 
     def options(self) -> MethodOptions | None:
         """What to compute; None where nothing but the default was asked for.
@@ -86,13 +112,13 @@ class Computed:
 
 
 class Gathered:
-    """What is gathered of scored records for a report; nothing, where none is wanted."""
+    """What is written beside the scores: a report of the records, and their haplotypes, where wanted."""
 
-    def __init__(self, report: str | None) -> None:
+    def __init__(self, computed: Computed) -> None:
         from evo_toolkit.variants.report import ReportData
 
-        self._path = report
-        self._data = None if report is None else ReportData()
+        self._computed = computed
+        self._data = None if computed.report is None else ReportData()
 
     def add(self, scored: ScoredRecord) -> None:
         """Take one record."""
@@ -106,35 +132,69 @@ class Gathered:
         opened: Opened,
         device: str,
         *,
+        found: Variants,
         variants: str,
         bits: str | None,
         force: bool,
-    ) -> None:
-        """Write the report.
+    ) -> list[str]:
+        """Write what is wanted.
 
         Args:
-            workers: Those of the run; what scored in this process reads the alleles that stand out.
+            workers: Those of the run; what scored in this process reads on.
             setting: Of the run, for a model that is loaded anew where it ran elsewhere.
             opened: The model's source.
             device: Where to load it.
+            found: The variants.
             variants: Name of the input.
             bits: Line on how well the model predicts the reference.
-            force: Whether an existing file may be replaced.
+            force: Whether existing files may be replaced.
+
+        Returns:
+            Lines for the user.
         """
         from evo_toolkit.variants.report import write_report
         from evo_toolkit.variants.workers import ChunkScorer, ThisProcess
 
-        if self._data is None or self._path is None:
-            return
+        computed = self._computed
+        if self._data is None and computed.haplotype is None:
+            return []
         scorer = None
-        if self._data.lowest:
+        if computed.haplotype is not None or (self._data is not None and self._data.lowest):
             here = workers.scorer if isinstance(workers, ThisProcess) else ChunkScorer.opened(setting, device)  # fmt: skip
             scorer = here.run.scorer
-        config = opened.source.config
-        write_report(
-            self._path, self._data, workers.info, scorer, variants=variants, bits=bits, force=force,
-            domains=config.domains, not_for=config.not_for,
+        lines = []
+        if computed.haplotype is not None:
+            assert scorer is not None
+            lines = self._haplotypes(computed.haplotype, scorer, workers, found, force)
+        if self._data is not None:
+            assert computed.report is not None
+            config = opened.source.config
+            write_report(
+                computed.report, self._data, workers.info, scorer, variants=variants, bits=bits,
+                force=force, domains=config.domains, not_for=config.not_for,
+            )  # fmt: skip
+        return lines
+
+    @staticmethod
+    def _haplotypes(
+        path: str, scorer: VariantScorer, workers: Workers, found: Variants, force: bool
+    ) -> list[str]:
+        from evo_toolkit.variants.haplotype import HaplotypeScorer, write_haplotypes
+
+        haplotypes = HaplotypeScorer(
+            scorer.runner, scorer.genome, scorer.contigs, scorer.strands, scorer.max_allele,
+            circular=scorer.circular, flags=scorer.flags,
         )  # fmt: skip
+        note = write_haplotypes(
+            path, haplotypes.score(found.records()), samples=found.header.samples,
+            info=workers.info, force=force,
+        )  # fmt: skip
+        left = ", ".join(f"{n:,} {why}" for why, n in sorted(haplotypes.left_out.items()))
+        lines = [
+            f"{haplotypes.num_found:,} haplotypes of two or more variants within {haplotypes.reach:,} bases"
+            + (f"; alleles of samples that were left out: {left}" if left else "")
+        ]
+        return lines if note is None else [*lines, f"{path}: no tabix index, since {note}"]
 
 
 def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -182,6 +242,11 @@ def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="FILE.html",
         help="Also write a page to look at: distributions by consequence and type, counts by status, the alleles that stand out base by base. It opens offline.",
     )
+    @click.option(
+        "--haplotype",
+        metavar="FILE.tsv[.gz]",
+        help="Also score together what lies on one chromosome of a sample within --max-allele bases, by its phased genotypes (GT with |, PS; -s chooses samples): joint score, sum of the variants alone, and their difference.",
+    )
     @wraps(command)
     def wrapped(
         *args: Any,
@@ -191,11 +256,12 @@ def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
         calibration: str | None,
         preset: str | None,
         report: str | None,
+        haplotype: str | None,
         **others: Any,
     ) -> Any:
         computed = Computed(
             names=names, layers=layers, heads=heads, calibration=calibration, preset=preset,
-            report=report,
+            report=report, haplotype=haplotype,
         )  # fmt: skip
         return command(*args, computed=computed, **others)
 

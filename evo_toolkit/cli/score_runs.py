@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 NOT_OPTIONS = frozenset(
     {
         "inputs", "output", "model", "device", "devices", "executor", "shard", "restart",
-        "skipped", "force", "dry_run", "quiet", "report",
+        "skipped", "force", "dry_run", "quiet", "report", "haplotype",
     }
 )  # fmt: skip
 """Parameters of the command that say where and how, not what; an interrupted run may change them."""
