@@ -96,7 +96,7 @@ class Run:
     @property
     def settings(self) -> str:
         """Digest of all that decides the run's figures but the software."""
-        text = json.dumps(self.recipe, sort_keys=True, default=list)
+        text = json.dumps(self.recipe, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -145,7 +145,7 @@ def plan(
         max_steps: Updates in place of the recipes' own.
 
     Raises:
-        UsageError: for names that are not in the table.
+        UsageError: for names that are not in the table, and for updates that no validation follows.
     """
     runs = []
     for task in tasks:
@@ -157,16 +157,28 @@ def plan(
                 recipe = json.loads(text)
                 arguments, data = recipe["model"]["init_args"], recipe["data"]["init_args"]
                 values = {**arguments["config"], "context_length": data["context_length"]}
-                # A data module's own default where the recipe is silent would be another length.
                 config = equal_size(StripedHyena2Config.from_dict(values), MODELS[model])
                 arguments["config"] = {
-                    name: value for name, value in config.to_dict().items() if name != "evidence"
+                    **values,
+                    "pattern": config.pattern,
+                    "mlp_width": config.mlp_width,
+                    "gelu_layers": list(config.gelu_layers),
                 }
                 arguments["seed"] = data["seed"] = seed
                 if max_steps is not None:
-                    recipe["trainer"]["max_steps"] = max_steps
+                    _shorten(recipe["trainer"], max_steps)
                 runs.append(Run(task, model, seed, recipe))
     return runs
+
+
+def _shorten(trainer: dict[str, Any], max_steps: int) -> None:
+    """Another number of updates, the last of them validated."""
+    every = min(trainer["val_check_interval"], max_steps)
+    if max_steps % every:
+        raise UsageError(
+            f"--max-steps {max_steps} is no multiple of the {every} updates between validations; give {max_steps - max_steps % every} or {max_steps + every - max_steps % every}"
+        )
+    trainer.update(max_steps=max_steps, val_check_interval=every)
 
 
 class _Curve(Callback):

@@ -106,6 +106,10 @@ def test_settings_are_all_that_decides_a_run() -> None:
     assert len({run.settings for run in runs}) == 4
     assert plan(["compression"], ["attention"], [0])[0].settings == runs[0].settings
     assert plan(["compression"], ["attention"], [0], 7)[0].settings != runs[0].settings
+    trainer = plan(["compression"], ["attention"], [0], 300)[0].recipe["trainer"]
+    assert trainer["max_steps"] == 300 and trainer["val_check_interval"] == 100
+    with pytest.raises(UsageError, match="give 200 or 300"):
+        plan(["compression"], ["attention"], [0], 250)
     with pytest.raises(UsageError, match="no recipe"):
         plan(["arithmetic"], ["attention"], [0])
     with pytest.raises(UsageError, match="the models are attention, "):
@@ -131,6 +135,7 @@ def test_the_table_shows_medians_ranges_and_updates() -> None:
 
 def test_a_run_has_the_figures_of_the_command_line(tmp_path: Path) -> None:
     (described,) = plan(["compression"], ["Hyena-SE"], [1], 4)
+    assert described.recipe["trainer"]["val_check_interval"] == 4  # the end is always validated
     described.recipe["trainer"]["val_check_interval"] = 2
     line = carry_out(described)
     assert line["status"] == "done" and line["steps"] == 4 and [x[0] for x in line["curve"]] == [2, 4]  # fmt: skip
