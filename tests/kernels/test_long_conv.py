@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import conv1d, pad
 
 from evo_kernels.butterfly import dft_matrix, initial_factors, learned_block_sizes
 from evo_kernels.errors import KernelError, KernelUnavailableError
@@ -104,11 +105,19 @@ def test_every_algorithm_equals_a_loop(length: int, taps: int, groups: int, ahea
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["causal", "bidirectional"])
-@pytest.mark.parametrize("length", [5, 63, 64, 65, 129, 300])
+@pytest.mark.parametrize("length", [5, 63, 64, 65, 129, 300, 1000])
 @pytest.mark.parametrize("taps", [1, 2, 64, 65, 128, 129, 500])
-def test_algorithms_agree_at_their_borders(length: int, taps: int, ahead: bool) -> None:
+def test_every_algorithm_equals_a_direct_convolution_at_its_borders(
+    length: int, taps: int, ahead: bool
+) -> None:
     inputs = _inputs(length, taps, 3)
-    expected, _ = _operator(inputs, ahead=ahead, algorithm="toeplitz")
+    q, z = _gates(inputs)
+    z = z.transpose(1, 2)
+    filters = [inputs[name].repeat_interleave(2, dim=0)[:, None] for name in ("h", "h_ahead")]
+    y = conv1d(pad(z, (taps - 1, 0)), filters[0].flip(2), groups=D)
+    if ahead:
+        y = y + conv1d(pad(z, (0, taps))[..., 1:], filters[1], groups=D)
+    expected = q * (y.transpose(1, 2) + inputs["skip"] * z.transpose(1, 2))
     for way in WAYS.values():
         found, _ = _operator(inputs, ahead=ahead, **way)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
@@ -179,6 +188,16 @@ def test_steps_equal_the_parallel_form() -> None:
     torch.testing.assert_close(torch.cat(outputs, 1), expected, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(state.gated, end.gated)
     torch.testing.assert_close(state.gated, _gates(inputs)[1][:, -29:])
+
+
+@pytest.mark.parametrize("way", sorted(WAYS))
+def test_a_sequence_has_the_same_bits_wherever_it_stands_in_a_batch(way: str) -> None:
+    for length, taps in itertools.product((1, 3, 64, 100, 500), (7, 128, 300, 1000)):
+        inputs = {k: v.float() for k, v in _inputs(length, taps, batch=5).items()}
+        order = torch.randperm(5)
+        found, _ = _operator(inputs, **WAYS[way])
+        moved, _ = _operator({**inputs, "qkv": inputs["qkv"][order]}, **WAYS[way])
+        assert torch.equal(found[order], moved), (length, taps)
 
 
 def test_a_state_owns_its_memory() -> None:

@@ -20,13 +20,18 @@ from evo_kernels.butterfly.reference import (
     dft_matrix,
     inverse_butterfly,
 )
-from evo_kernels.fir import accumulation_dtype, round_through
+from evo_kernels.fir import accumulation_dtype, fir_by_shifts, round_through
 from evo_kernels.short_conv.reference import short_conv_reference
 
 Algorithm = Literal["auto", "toeplitz", "fft", "butterfly"]
 
 # Chunks up to this long are direct sums over the taps.
 _SMALL_CHUNK = 4
+# Taps that a direct sum takes at a time: they stay in a processor's cache.
+_PIECE = 128
+# With fewer rows than this in a Toeplitz product, a tap is one multiply-add instead: libraries treat the
+# last rows of small products differently, and a sequence should not feel where it stands in a batch.
+_MIN_ROWS = 16
 # Positions per block of the Toeplitz products.
 _BLOCK = 64
 TOEPLITZ_TAPS = 128
@@ -52,15 +57,25 @@ class LongConvState(NamedTuple):
 
 
 def _direct(padded: Tensor, h: Tensor, num_positions: int) -> Tensor:
-    """One weighted sum over the taps for each position."""
-    G, K = h.shape
-    B, _, D = padded.shape
-    grouped, latest_last = padded.view(B, -1, G, D // G), h.flip(1)
-    sums = [
-        torch.einsum("bkgc,gk->bgc", grouped[:, t : t + K], latest_last)
-        for t in range(num_positions)
-    ]
-    return torch.stack(sums, dim=1).view(B, num_positions, D)
+    """One weighted sum over the taps for each position, a piece of the taps at a time.
+
+    Not a matrix product, which may add up the rows of a batch in different orders: a sequence has the
+    same bits wherever it stands in a batch.
+    """
+    K = h.shape[1]
+    taps = _per_channel(h, padded.shape[2]).flip(1).t().contiguous()
+    positions = []
+    for t in range(num_positions):
+        pieces = [
+            (padded[:, t + s : t + min(s + _PIECE, K)] * taps[s : s + _PIECE]).sum(1)
+            for s in range(0, K, _PIECE)
+        ]
+        positions.append(sum(pieces[1:], pieces[0]))
+    return torch.stack(positions, dim=1)
+
+
+def _per_channel(h: Tensor, width: int) -> Tensor:
+    return h if h.shape[0] == width else h.repeat_interleave(width // h.shape[0], dim=0)
 
 
 def _toeplitz(padded: Tensor, h: Tensor, num_positions: int) -> Tensor:
@@ -69,6 +84,8 @@ def _toeplitz(padded: Tensor, h: Tensor, num_positions: int) -> Tensor:
     G, K = h.shape
     C = _BLOCK
     n = -(-num_positions // C)
+    if n * B * (D // G) < _MIN_ROWS:
+        return fir_by_shifts(padded, _per_channel(h, D), num_positions)
     m = -(-(K - 1) // C)  # blocks of context
     x = F.pad(padded, (0, 0, m * C - (K - 1), n * C - num_positions))
     # [G, m + n, rows, C]: a range of blocks is a view with one batch stride, no copy.
