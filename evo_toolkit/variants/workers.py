@@ -43,7 +43,7 @@ _MOST_DEATHS = 2
 _AHEAD = 8
 _RECORDS_COMPARED = 16
 # Windows of a chunk, in calls of the runner: few enough to lose little, enough for little padding.
-_CALLS_PER_CHUNK = 4
+_CALLS_PER_CHUNK = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,28 +106,22 @@ class ChunkScorer:
         self.run.scorer.runner.use_shapes(shapes)
         self._shapes = shapes
 
-    def score(self, chunk: Chunk, advance: Callable[[int], None] | None = None) -> ChunkScores:
+    def score(self, chunk: Chunk) -> ChunkScores:
         """Score a chunk; where memory runs out, all of it again with half the rows.
-
-        Args:
-            advance: Called with the alleles that have been scored since the last call.
 
         Raises:
             torch.OutOfMemoryError: when one row does not fit.
         """
         runner = self.run.scorer.runner
         before = runner.shapes
-        found, told = None, 0
+        found = None
         while found is None:
             shapes = runner.shapes
-            self.run.scorer.reference_bits, runner.count = ReferenceBits(), TokenCount()
+            self._count_anew()
             scores = []
             try:
                 for scored in self.run.scorer.score(chunk.records):
                     scores.append(scored.alleles)
-                    if advance is not None and (done := sum(map(len, scores))) > told:
-                        advance(done - told)
-                        told = done
             except torch.OutOfMemoryError:
                 if all(rows == 1 for rows, _ in shapes):
                     raise
@@ -142,12 +136,17 @@ class ChunkScorer:
         self._last = chunk, found
         return found
 
+    def _count_anew(self) -> None:
+        self.run.scorer.reference_bits = ReferenceBits()
+        self.run.scorer.runner.count = TokenCount()
+
     def _compared(self, shapes: Shapes) -> str:
         """Say that shapes had to change, and by how much the scores of the last chunk change."""
         listed = ", ".join(f"{rows} x {length}" for rows, length in shapes)
         note = f"memory ran out, and forwards of {listed} are used from here on"
         if self._last is None:
             return note
+        self._count_anew()
         chunk, old = self._last
         records = chunk.records[:_RECORDS_COMPARED]
         largest = 0.0
@@ -188,11 +187,7 @@ class Workers(Protocol):
 
 
 class ThisProcess:
-    """Scores chunks one after the other, here.
-
-    Attributes:
-        advance: Called with the alleles scored since the last call, or None.
-    """
+    """Scores chunks one after the other, here."""
 
     capacity = 1
 
@@ -201,7 +196,6 @@ class ThisProcess:
         self.info = scorer.info
         self.seconds = scorer.estimate(setting)
         self.windows_per_chunk = windows_per_chunk(scorer)
-        self.advance: Callable[[int], None] | None = None
         self._waiting: deque[Chunk] = deque()
 
     def use_shapes(self, shapes: Shapes) -> None:
@@ -212,7 +206,7 @@ class ThisProcess:
         self._waiting.append(chunk)
 
     def next(self) -> ChunkScores:
-        return self.scorer.score(self._waiting.popleft(), self.advance)
+        return self.scorer.score(self._waiting.popleft())
 
     def close(self) -> None:
         self._waiting.clear()

@@ -13,17 +13,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from evo_data.contigs import ContigAliases
 from evo_data.demo_data import demo_file
+from evo_data.fasta import Fasta
 from evo_data.variant import AlleleStatus, Variant
-from evo_data.vcf import VcfRecord
+from evo_data.vcf import VariantReader, VcfRecord
 from evo_toolkit.cli.main import cli
+from evo_toolkit.errors import EvoError, UsageError
+from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.variants import chunks as chunks_module
 from evo_toolkit.variants.chunks import Chunk, ChunkScores, cut
 from evo_toolkit.variants.resume import ChunkStore, ResumeError, differences
@@ -31,7 +37,13 @@ from evo_toolkit.variants.reuse import TokenCount
 from evo_toolkit.variants.score import ReferenceBits
 from evo_toolkit.variants.scores import AlleleScore
 from evo_toolkit.variants.skipped import REASONS
-from evo_toolkit.variants.workers import ChunkScorer, score_chunks
+from evo_toolkit.variants.workers import (
+    ChunkScorer,
+    DeviceProcesses,
+    WorkerSetting,
+    device_list,
+    score_chunks,
+)
 
 VCF, FASTA = demo_file("rbcL_psbA.vcf"), demo_file("NC_000932.fa")
 CUT = 12
@@ -258,11 +270,11 @@ def break_after(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
     scored: list[int] = []
     original = ChunkScorer.score
 
-    def breaking(self: ChunkScorer, chunk: Chunk, advance: object = None) -> ChunkScores:
+    def breaking(self: ChunkScorer, chunk: Chunk) -> ChunkScores:
         if len(scored) == number:
             raise _Killed
         scored.append(chunk.number)
-        return original(self, chunk, advance)  # type: ignore[arg-type]
+        return original(self, chunk)
 
     monkeypatch.setattr(ChunkScorer, "score", breaking)
     return scored
@@ -407,6 +419,130 @@ def test_differences_name_every_item_once() -> None:
     assert differences({"f": {"file": "x", "s": 1}}, {"f": {"file": "y", "s": 2}}) == [
         "f was x, is y"
     ]
+
+
+@pytest.fixture
+def setting(variants: Path, toy_model_dir: Path) -> WorkerSetting:
+    genome = Fasta(FASTA)
+    contigs = ContigAliases(genome.lengths)
+    return WorkerSetting(
+        model=str(toy_model_dir), precision="default", allow_inaccurate=False, genome=genome,
+        contigs=contigs, workload=(20, 60),
+    )  # fmt: skip
+
+
+def test_processes_score_the_same_and_go_on_without_one_that_dies(
+    setting: WorkerSetting, variants: Path
+) -> None:
+    with VariantReader(variants) as reader:
+        records = list(reader)
+    alone = ChunkScorer.opened(setting, "cpu")
+    expected = [scored.alleles for scored in alone.run.scorer.score(records)]
+    workers = DeviceProcesses(setting, ["cpu", "cpu"])
+    try:
+        assert workers.info == alone.info
+        assert workers.seconds is not None
+        found = []
+        for scored in score_chunks(cut(records, CUT), workers):
+            found.append(scored.alleles)
+            if len(found) == 1:
+                workers._workers[0].process.kill()
+        assert repr(found) == repr(expected)
+        assert len(workers._workers) == 1
+        # A mistake of the run, unlike the death of a process, ends it as it would here.
+        with pytest.raises(ValueError, match="do not fit these windows"):
+            workers.use_shapes(((1, 5), (1, 5), (1, 5)))
+            list(score_chunks(cut(records, CUT), workers))
+        last = workers._workers[0].process
+        last.join(20)
+        with pytest.raises(EvoError, match="none is left"):
+            list(score_chunks(cut(records, CUT), workers))
+    finally:
+        workers.close()
+
+
+@pytest.mark.parametrize(
+    ("devices", "device", "said"),
+    [
+        ("0", "cpu", "neither all nor a number"),
+        ("few", "auto", "neither all nor a number"),
+        ("2", "cuda:0", "leave one of them out"),
+        ("2", "cuda", "no NVIDIA GPU"),
+    ],
+)
+def test_devices_that_are_not_there(
+    devices: str, device: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UsageError, match=said):
+        device_list(devices, device)
+
+
+def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device_list("3", "cpu") == ["cpu"] * 3
+    assert device_list("all", "cpu") == ["cpu"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert device_list("all", "auto") == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert device_list("2", "cuda") == ["cuda:0", "cuda:1"]
+    with pytest.raises(UsageError, match="has 4 GPUs"):
+        device_list("5", "auto")
+
+
+class TestMemoryRunsOut:
+    """The toy model claims that some forwards do not fit."""
+
+    def limited(self, monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+        """Let forwards of more rows than these fail; the rows of every forward."""
+        hidden, seen = StripedHyena2.hidden, []
+
+        def forward(
+            self: StripedHyena2, ids: torch.Tensor, *arguments: Any, **options: Any
+        ) -> object:
+            seen.append(len(ids))
+            if len(ids) > most:
+                raise torch.OutOfMemoryError
+            return hidden(self, ids, *arguments, **options)
+
+        monkeypatch.setattr(StripedHyena2, "hidden", forward)
+        return seen
+
+    @pytest.mark.parametrize("mode", ["exact", "full"])
+    def test_the_chunk_is_scored_again_with_fewer_rows(
+        self, setting: WorkerSetting, variants: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+    ) -> None:
+        scorer = ChunkScorer.opened(replace(setting, options={"window_mode": mode}), "cpu")
+        with VariantReader(variants) as reader:
+            first, second, *_ = cut(reader, 40)
+        before = scorer.score(first)
+        assert before.notes == ()
+        expected = scorer.score(second)
+        self.limited(monkeypatch, 9)
+        found = scorer.score(second)
+        assert 4 < max(rows for rows, _ in found.shapes) <= 9
+        assert [length for _, length in found.shapes] == [length for _, length in before.shapes]
+        # Counted once, although read several times.
+        assert found.count.tokens == expected.count.tokens
+        assert found.bits.bases == expected.bits.bases
+        for rows, others in zip(found.scores, expected.scores, strict=True):
+            for allele, other in zip(rows, others, strict=True):
+                assert allele.status == other.status
+                assert allele.dll == pytest.approx(other.dll, abs=1e-5)
+        (note,) = found.notes
+        assert "memory ran out" in note and "records scored with both differ by at most" in note
+        # What the outputs say is what the run began with.
+        assert scorer.info.shapes == before.shapes
+        assert scorer.score(second).notes == ()
+
+    def test_one_row_that_does_not_fit_is_the_end(
+        self, setting: WorkerSetting, variants: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scorer = ChunkScorer.opened(setting, "cpu")
+        with VariantReader(variants) as reader:
+            chunk, *_ = cut(reader, 40)
+        seen = self.limited(monkeypatch, 0)
+        with pytest.raises(torch.OutOfMemoryError):
+            scorer.score(chunk)
+        assert seen[-1] == 1
 
 
 def _score_dying(variants: Path, output: Path, model: Path, at: int) -> None:
