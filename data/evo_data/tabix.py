@@ -9,6 +9,8 @@ import pysam
 
 from evo_data.files import atomic_output
 
+INDEX_SUFFIXES = (".tbi", ".csi")
+
 _TBI_END = 1 << 29
 """The first format of index (.tbi) ends here; .csi goes on."""
 
@@ -33,8 +35,7 @@ def index_tabix(
         zero_based: Whether positions are 0-based half-open, as in BED.
         last_position: The largest position, which decides the format.
     """
-    for suffix in (".tbi", ".csi"):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    remove_indexes(path)
     csi = last_position > _TBI_END
     try:
         with atomic_output(f"{path}{'.csi' if csi else '.tbi'}") as index:
@@ -45,3 +46,9 @@ def index_tabix(
     except (OSError, ValueError) as error:
         return f"htslib cannot make one ({error})"
     return None
+
+
+def remove_indexes(path: Path | str) -> None:
+    """Remove the indexes of an older file of this name."""
+    for suffix in INDEX_SUFFIXES:
+        Path(f"{path}{suffix}").unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from evo_data.alphabet import BASES
 from evo_data.files import atomic_output
 from evo_toolkit.variants.ism import IsmBlock
-from evo_toolkit.variants.track_files import as_text, manifest_lines, open_track
+from evo_toolkit.variants.track_files import as_text, index_text, manifest_lines, open_track
 
 ISM_SUFFIXES = {
     ".npz": "npz", ".tsv": "tsv", ".tsv.gz": "tsv.gz", ".parquet": "parquet",
@@ -76,6 +76,8 @@ def open_ism(
             )
             with opened as file:
                 yield _tsv(file, column, manifest)
+        if format.endswith(".gz"):
+            index_text(output, format, max(lengths.values(), default=0))
 
 
 def _arrays(

@@ -14,6 +14,7 @@ from typing import IO, Any, Literal, Self
 import pysam
 
 from evo_data.files import atomic_output
+from evo_data.tabix import index_tabix, remove_indexes
 from evo_toolkit.errors import EvoError
 from evo_toolkit.variants.scores import TABLE_COLUMNS, Column, RunInfo, ScoredRecord, table_row
 
@@ -48,9 +49,6 @@ COLUMN_TYPES: dict[str, ColumnType] = {
 
 MISSING = "."
 """A missing value in TSV, as in VCF (`pandas.read_csv(..., na_values=".")`)."""
-
-# The first format of tabix index (.tbi) ends here; .csi goes on.
-_TBI_END = 1 << 29
 
 _ROWS_PER_GROUP = 32_768
 _CHARACTERS_PER_GROUP = 64 << 20
@@ -169,20 +167,11 @@ class TsvScoreWriter(_Writer):
             self._index(self._target)
 
     def _index(self, path: Path) -> None:
-        for suffix in (".tbi", ".csi"):
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
         reason = self._order.reason_against_index
         if reason is None:
-            csi = self._order.last_position > _TBI_END
-            try:
-                with atomic_output(f"{path}{'.csi' if csi else '.tbi'}") as index:
-                    pysam.tabix_index(
-                        os.fspath(path), seq_col=0, start_col=1, end_col=1, meta_char="#",
-                        zerobased=False, force=True, csi=csi, index=os.fspath(index),
-                    )  # fmt: skip
-            except (OSError, ValueError) as error:
-                # The scores are worth more than their index.
-                reason = f"htslib cannot make one ({error})"
+            reason = index_tabix(path, start=1, end=1, last_position=self._order.last_position)
+        else:
+            remove_indexes(path)
         if reason is not None:
             self.notes = (f"{path}: no tabix index, since {reason}",)
 

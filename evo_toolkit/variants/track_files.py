@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import pysam
 from numpy.typing import NDArray
 
 from evo_data.files import atomic_output, check_output
+from evo_data.tabix import INDEX_SUFFIXES, index_tabix
 from evo_toolkit.errors import EvoError, UsageError
 
 TRACK_SUFFIXES = {
@@ -30,6 +32,8 @@ TRACK_SUFFIXES = {
 """What the endings of an output's name (in any case) mean."""
 
 MISSING = "."
+
+_log = logging.getLogger("evo_toolkit")
 
 Columns = Mapping[str, NDArray[np.float32]]
 WriteBlock = Callable[[str, int, bytes, Columns], None]
@@ -58,6 +62,9 @@ def resolve_format(
         raise UsageError(f"output {output} has none of the endings {_any(suffixes)}; use one")
     check_output(output, force=force)
     format = suffixes[max(endings, key=len)]
+    if format.endswith(".gz"):
+        for suffix in INDEX_SUFFIXES:
+            check_output(f"{output}{suffix}", force=force)
     if format == "bigwig":
         load_bigwig()
     return format
@@ -119,6 +126,18 @@ def open_track(
             )
             with opened as file:
                 yield _text(file, format.removesuffix(".gz"), manifest)
+        if format.endswith(".gz"):
+            index_text(output, format, max(lengths.values(), default=0))
+
+
+def index_text(output: str, format: str, last_position: int = 0) -> None:
+    """Index a bgzip file for tabix and genome browsers; where that cannot be, say why."""
+    bedgraph = format == "bedgraph.gz"
+    reason = index_tabix(
+        output, start=1, end=2 if bedgraph else 1, zero_based=bedgraph, last_position=last_position
+    )
+    if reason is not None:
+        _log.warning("%s: no tabix index, since %s", output, reason)
 
 
 def manifest_lines(manifest: Mapping[str, object]) -> bytes:

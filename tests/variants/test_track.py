@@ -322,6 +322,11 @@ def test_all_formats_hold_the_same_numbers(
         found = [*file.values("c1", 199, 302), *file.values("c2", 0, 120)]
         np.testing.assert_array_equal(np.float32(found), table["loglik"].to_numpy(np.float32))
         assert np.isnan(file.values("c1", 0, 199)).all()
+    for name in ("t.bdg.gz", "t.tsv.gz"):
+        with pysam.TabixFile(str(tmp_path / name)) as index:
+            # The 201st and 202nd base of c1 and no other.
+            rows = [row.split("\t") for row in index.fetch("c1", 200, 202)]
+            assert [row[1] for row in rows] == (["200", "201"] if "bdg" in name else ["201", "202"])
     manifest = json.loads((tmp_path / "t.bw.json").read_text())
     assert manifest["window"] == 64 and manifest["model"] == "toy" and manifest["unit"] == "nats"
     assert not list(tmp_path.glob(".*"))
