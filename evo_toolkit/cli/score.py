@@ -26,6 +26,7 @@ from evo_toolkit.cli.score_runs import (
     RunOptions,
     Totals,
     check_outputs,
+    foresee,
     open_skipped,
     open_workers,
     option_values,
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
     from evo_data.csq import ConsequenceCaller
     from evo_data.fasta import Fasta
     from evo_data.interval import Interval
+    from evo_toolkit.variants.dry_run import Forecast
     from evo_toolkit.variants.resume import ChunkStore
     from evo_toolkit.variants.run import Variants
-    from evo_toolkit.variants.scores import ScoredRecord
+    from evo_toolkit.variants.scores import RunInfo, ScoredRecord
     from evo_toolkit.variants.summary import Summary
     from evo_toolkit.variants.workers import Workers
 
@@ -329,14 +331,17 @@ def score(
                 )  # fmt: skip
                 store = stack.enter_context(ChunkStore(output, identity, restart=running.restart))
                 say.resumed(store)
+            if dry_run:
+                run, forecast, number = foresee(setting, running, device, opened, found)
+                say.line(_described(run.info))
+                say.foreseen(forecast, number)
+                return
             workers = stack.enter_context(open_workers(setting, running, device, opened))
             if store is not None:
                 if store.shapes is not None:
                     workers.use_shapes(store.shapes)
                 store.begin(workers.info.shapes, workers.windows_per_chunk)
             say.estimated(workers)
-            if dry_run:
-                return
             writer = open_writer(
                 output, format=format, header=found.header, run=workers.info, info_prefix=info_prefix,
                 force=replace, drop_genotypes=drop_genotypes,
@@ -420,6 +425,12 @@ def _score_all(
             advance(len(scored.alleles))
 
 
+def _described(info: RunInfo) -> str:
+    """Model, device and windows in a line."""
+    shapes = ", ".join(f"{rows} x {length}" for rows, length in info.shapes)
+    return f"{info.model}, {info.precision}, {info.device}, window {info.window} ({info.window_mode}), {info.strands} strand{'s' if info.strands == 'both' else ''}, forwards of {shapes}"
+
+
 class _Reporter:
     """What a run says on stderr; warnings also when quiet."""
 
@@ -454,14 +465,25 @@ class _Reporter:
             )
 
     def estimated(self, workers: Workers) -> None:
-        info = workers.info
-        shapes = ", ".join(f"{rows} x {length}" for rows, length in info.shapes)
-        where = f"{info.model}, {info.precision}, {info.device}, window {info.window} ({info.window_mode}), {info.strands} strand{'s' if info.strands == 'both' else ''}, forwards of {shapes}"
+        where = _described(workers.info)
         seconds = workers.seconds
         if seconds is None:
             self.line(f"{where}; stdin cannot be counted, so no estimate of the time")
         else:
             self.line(f"{where}; estimated time {duration(seconds)}")
+
+    def foreseen(self, forecast: Forecast, num_devices: int) -> None:
+        """The answer to --dry-run, which --quiet does not silence."""
+        lines = [forecast.summary.text("can be scored:"), forecast.count.text()]
+        if forecast.is_extrapolated:
+            lines = [f"of the first {forecast.num_placed:,} records: {line}" for line in lines]
+            lines.append(f"if the others are like them, about {forecast.tokens:,} tokens in all")
+        click.echo("\n".join(lines), err=True)
+        seconds = forecast.seconds(num_devices)
+        if seconds is not None:
+            rate = f"{forecast.rate:,.0f} tokens a second, measured on the first records"
+            devices = f"{num_devices} device{'' if num_devices == 1 else 's'}"
+            click.echo(f"estimated time on {devices}: {duration(seconds)} ({rate})", err=True)
 
     def progress(self, variants: Variants) -> _Progress:
         return _Progress(

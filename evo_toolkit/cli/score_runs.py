@@ -16,8 +16,9 @@ import click
 if TYPE_CHECKING:
     from evo_toolkit.checkpoint.opening import Opened
     from evo_toolkit.variants.chunks import ChunkScores
+    from evo_toolkit.variants.dry_run import Forecast
     from evo_toolkit.variants.reuse import TokenCount
-    from evo_toolkit.variants.run import Variants
+    from evo_toolkit.variants.run import ScoringRun, Variants
     from evo_toolkit.variants.score import ReferenceBits
     from evo_toolkit.variants.scores import ScoredRecord
     from evo_toolkit.variants.workers import ThisProcess, Workers, WorkerSetting
@@ -216,6 +217,20 @@ def open_workers(
         yield workers
     finally:
         workers.close()
+
+
+def foresee(
+    setting: WorkerSetting, running: RunOptions, device: str, opened: Opened, found: Variants
+) -> tuple[ScoringRun, Forecast, int]:
+    """A run, what it would do, tried on one device, and on how many it would be done."""
+    from evo_toolkit.variants.dry_run import forecast
+    from evo_toolkit.variants.workers import device_list
+
+    number = 1
+    if running.devices is not None and running.executor == "local":
+        number = len(device_list(running.devices, device))
+    run = _in_this_process(setting, device, opened).scorer.run
+    return run, forecast(run, found.records(), found.num_records), number
 
 
 def _in_this_process(setting: WorkerSetting, device: str, opened: Opened) -> ThisProcess:

@@ -230,6 +230,9 @@ class WindowRunner(Protocol):
     def estimate(self, num_references: int, num_alternates: int) -> float:
         """Seconds for so many windows, from the probe."""
 
+    def plan(self, groups: Sequence[WindowGroup]) -> TokenCount:
+        """Count what a call with these groups takes, without making it."""
+
     def __call__(self, groups: Sequence[WindowGroup]) -> list[list[LogProbPair]]:
         """Run groups; a pair for every alternate of each."""
 

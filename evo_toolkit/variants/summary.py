@@ -45,9 +45,9 @@ class Summary:
             self.by_status[allele.status] += 1
             self.by_flag.update(allele.flags)
 
-    def text(self) -> str:
+    def text(self, verb: str = "scored") -> str:
         """The counts line that ends a run."""
-        parts = [f"scored {_number(self.num_scored, 'allele')} of {self.num_alleles:,} in {_number(self.num_records, 'record')}"]  # fmt: skip
+        parts = [f"{verb} {_number(self.num_scored, 'allele')} of {self.num_alleles:,} in {_number(self.num_records, 'record')}"]  # fmt: skip
         unscored = self.by_status.copy()
         del unscored[AlleleStatus.OK]
         if unscored:

@@ -27,16 +27,20 @@ from evo_data.demo_data import demo_file
 from evo_data.fasta import Fasta
 from evo_data.variant import AlleleStatus, Variant
 from evo_data.vcf import VariantReader, VcfRecord
+from evo_toolkit.checkpoint.load import load_model
 from evo_toolkit.cli.main import cli
 from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.variants import chunks as chunks_module
 from evo_toolkit.variants.chunks import Chunk, ChunkScores, cut
+from evo_toolkit.variants.dry_run import Forecast, forecast
 from evo_toolkit.variants.resume import ChunkStore, ResumeError, differences
 from evo_toolkit.variants.reuse import TokenCount
+from evo_toolkit.variants.run import ScoringRun
 from evo_toolkit.variants.score import ReferenceBits
 from evo_toolkit.variants.scores import AlleleScore
 from evo_toolkit.variants.skipped import REASONS
+from evo_toolkit.variants.summary import Summary
 from evo_toolkit.variants.workers import (
     ChunkScorer,
     DeviceProcesses,
@@ -543,6 +547,41 @@ class TestMemoryRunsOut:
         with pytest.raises(torch.OutOfMemoryError):
             scorer.score(chunk)
         assert seen[-1] == 1
+
+
+class TestDryRun:
+    def test_the_tokens_are_those_of_the_run(
+        self, whole: Callable[[str], Path], variants: Path, toy_model_dir: Path, tmp_path: Path
+    ) -> None:
+        run = ScoringRun(load_model(toy_model_dir), Fasta(FASTA), ContigAliases({"NC_000932.1": 154478}))  # fmt: skip
+        with VariantReader(variants) as reader:
+            found = forecast(run, reader, 16, seconds=0.01)
+        with VariantReader(variants) as reader:
+            run.scorer.runner.count = TokenCount()
+            scored = list(run.scorer.score(reader))
+        assert found.count == run.scorer.runner.count and found.tokens == found.count.tokens
+        assert not found.is_extrapolated
+        summary = Summary()
+        for one in scored:
+            summary.add(one)
+        assert found.summary == summary
+        assert found.rate is not None and found.rate > 0
+        assert found.seconds(2) == pytest.approx(
+            (found.count.tokens + found.count.padding) / found.rate / 2
+        )
+
+    def test_what_is_not_placed_is_taken_to_be_like_what_is(self) -> None:
+        found = Forecast(Summary(), TokenCount(100, 60, 200), 4, 10, 8.0)
+        assert found.is_extrapolated and found.tokens == 250 and found.seconds() == 50.0
+        assert Forecast(Summary(), TokenCount(), 0, 0, None).seconds() is None
+
+    def test_nothing_is_written(self, variants: Path, toy_model_dir: Path, tmp_path: Path) -> None:
+        output = tmp_path / "o.tsv"
+        result = score(variants, output, toy_model_dir, "--dry-run", "--devices", "2")
+        assert result.exit_code == 0 and not list(tmp_path.iterdir())
+        assert "can be scored: 34 alleles of 38 in 16 records; not scored:" in result.stderr
+        assert "tokens through the model" in result.stderr
+        assert "estimated time on 2 devices" in result.stderr
 
 
 def _score_dying(variants: Path, output: Path, model: Path, at: int) -> None:
