@@ -33,6 +33,37 @@ def test_python_of_the_pages(here: Path, project_root: Path) -> None:
         exec(compile(code.replace("0, 2000", "0, 200"), name, "exec"), {})
 
 
+def test_pages_about_score(here: Path, project_root: Path, toy_model_dir: Path) -> None:
+    """A head is made and applied; methods and haplotypes as the pages have them."""
+    shutil.copy(project_root / DEMO / "rbcL_psbA.vcf", here / "variants.vcf")
+    lines = (here / "variants.vcf").read_text().splitlines()
+    head = [line for line in lines if line.startswith("##")]
+    head.append('##FORMAT=<ID=GT,Number=1,Type=String,Description="x">')
+    columns, *rows = (line for line in lines if not line.startswith("##"))
+    body = [f"{columns}\tFORMAT\tSAMPLE", *(f"{row}\tGT\t1|1" for row in rows)]
+    (here / "phased.vcf").write_text("\n".join([*head, *body]) + "\n")
+    (code,) = blocks(project_root / "docs/how-to/heads.md", "python")
+    exec(compile(code, "heads.md", "exec"), {})
+    for name in ("how-to/heads.md", "explanation/variant-methods.md", "how-to/haplotypes.md", "how-to/report.md"):  # fmt: skip
+        (text,) = blocks(project_root / "docs" / name, "console")
+        model = "evo-mini" if "heads" in name else str(toy_model_dir)
+        # As on the page, but for what it costs.
+        command = [
+            word.replace("MODEL", model).replace("blocks.4", "blocks.1") for word in text.split()
+        ]
+        extra = ["-r", "NC_000932.1:1-700"] if "heads" in name else []
+        result = CliRunner().invoke(cli, [*command[1:], *extra, "--force", "-q"])
+        assert result.exit_code == 0, (name, result.output)
+        if "heads" in name:
+            rows = [
+                x.split("\t")
+                for x in (here / "scored.tsv").read_text().splitlines()
+                if x[:2] != "##"
+            ]
+            assert rows[0][-1] == "head_example" and {row[-1] for row in rows[1:]} == {"0.5"}
+    assert (here / "haplotypes.tsv.gz.tbi").is_file() and (here / "scored.html").is_file()
+
+
 def test_commands_of_the_pages(here: Path, project_root: Path) -> None:
     for name in ("how-to/track.md", "how-to/ism.md"):
         (text,) = [b for b in blocks(project_root / "docs" / name, "") if "evo-toolkit" in b]
