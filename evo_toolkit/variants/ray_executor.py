@@ -1,7 +1,7 @@
 """Chunks on the machines of a Ray cluster: one actor for each GPU, or for each of N processors.
 
 The genome and the model must lie under the same path on every machine. An actor whose machine or
-process dies is started anew elsewhere, and its chunk scored again.
+process dies is replaced, and its chunk scored again.
 
 Source: Ray Core, docs.ray.io (actors, fault tolerance).
 """
@@ -11,7 +11,10 @@ from __future__ import annotations
 import os
 from collections import deque
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
+
+import torch
 
 from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.variants.chunks import Chunk, ChunkScores
@@ -24,19 +27,27 @@ _CPUS_PER_ACTOR = 0.5
 
 
 class _Actor:
-    """One loaded model; Ray runs it in a process of its own."""
+    """One model; Ray runs it in a process of its own."""
 
     def __init__(self, setting: WorkerSetting, device: str, threads: int) -> None:
-        if device == "cpu":
-            import torch
+        self._setting, self._device, self._threads = setting, device, threads
 
-            torch.set_num_threads(threads)
-        self._device, self._setting = device, setting
-        self._scorer = ChunkScorer.opened(setting, device)
+    @cached_property
+    def _scorer(self) -> ChunkScorer:
+        # Not when it is made: Ray takes an error there for the death of the actor.
+        if self._device == "cpu":
+            torch.set_num_threads(self._threads)
+        return ChunkScorer.opened(self._setting, self._device)
 
     def ready(self) -> tuple[RunInfo, float | None, int]:
         info = replace(self._scorer.info, device=self._device)
         return info, self._scorer.estimate(self._setting), windows_per_chunk(self._scorer)
+
+    def place(self) -> tuple[str, int]:
+        """The node and the process of this actor."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
     def score(self, chunk: Chunk, shapes: Shapes) -> bytes:
         # With every chunk, since an actor that was started anew knows nothing.
@@ -72,12 +83,12 @@ class RayWorkers:
         nodes = sum(1 for node in ray.nodes() if node["Alive"])
         threads = max(1, (os.cpu_count() or 1) * nodes // wanted)
         options = {"num_gpus": 1} if kind == "cuda" else {"num_cpus": _CPUS_PER_ACTOR}
-        # Spread, so that the cluster's machines share the work; restarted, wherever there is room.
-        self._remote = ray.remote(
-            max_restarts=_MOST_DEATHS, max_task_retries=0, scheduling_strategy="SPREAD", **options
-        )(_Actor)
-        self._setting = ray.put(setting)
-        self._actors = [self._remote.remote(self._setting, kind, threads) for _ in range(wanted)]
+        # Spread, so that the cluster's machines share the work.
+        remote = ray.remote(max_restarts=0, scheduling_strategy="SPREAD", **options)(_Actor)
+        self._new_actor = lambda: remote.remote(setting, kind, threads)
+        self._actors = [self._new_actor() for _ in range(wanted)]
+        self._starting: dict[Any, Any] = {}
+        self._replacements = _MOST_DEATHS * wanted
         self._queue: deque[Chunk] = deque()
         self._at: dict[Any, tuple[Any, Chunk]] = {}
         self._deaths: dict[int, int] = {}
@@ -149,33 +160,58 @@ class RayWorkers:
         """Wait for a chunk.
 
         Raises:
-            EvoError: if a chunk has ended several actors.
+            EvoError: if a chunk has ended several actors, or no actor is left.
         """
+        lost = self._ray.exceptions.RayActorError
         while True:
-            (reference,), _ = self._ray.wait(list(self._at), num_returns=1)
-            _, chunk = self._at.pop(reference)
+            (reference,), _ = self._ray.wait([*self._at, *self._starting], num_returns=1)
+            if reference in self._starting:
+                actor = self._starting.pop(reference)
+                try:
+                    self._get(reference)
+                    self._actors.append(actor)
+                except lost as error:
+                    self._replace(error)
+                self._feed()
+                continue
+            actor, chunk = self._at.pop(reference)
             try:
                 data = self._get(reference)
-            except self._ray.exceptions.RayActorError as error:
-                self._bury(chunk, error)
+            except lost as error:
+                self._bury(actor, chunk, error)
                 continue
             self._feed()
             return ChunkScores.decoded(data)
 
-    def _bury(self, chunk: Chunk, error: Exception) -> None:
-        """Give a chunk back; Ray starts the dead actor anew."""
+    def _bury(self, actor: Any, chunk: Chunk, error: Exception) -> None:
+        """Give a dead actor's chunk to the others, and have another take its place."""
+        self._actors.remove(actor)
         deaths = self._deaths[chunk.number] = self._deaths.get(chunk.number, 0) + 1
         if deaths >= _MOST_DEATHS:
             first = chunk.records[0]
             raise EvoError(
-                f"{deaths} actors ended at {first.contig}:{first.pos}, the last one since {' '.join(str(error).split())[:200]}; is memory short?"
+                f"{deaths} actors ended at {first.contig}:{first.pos}, the last one since {_said(error)}; is memory short?"
             ) from error
         self._queue.appendleft(chunk)
+        self._replace(error)
         self._feed()
 
+    def _replace(self, error: Exception) -> None:
+        """Start an actor wherever there is room; it gets chunks when it has loaded the model."""
+        if self._replacements:
+            self._replacements -= 1
+            actor = self._new_actor()
+            self._starting[actor.ready.remote()] = actor
+        elif not self._actors and not self._starting:
+            raise EvoError(f"no actor is left, the last one ended since {_said(error)}") from error
+
     def close(self) -> None:
-        for actor in self._actors:
+        for actor in (*self._actors, *self._starting.values()):
             self._ray.kill(actor)
-        self._actors = []
+        self._actors, self._starting = [], {}
         if self._owns:
             self._ray.shutdown()
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
