@@ -72,7 +72,7 @@ if TYPE_CHECKING:
 @click.option(
     "--window-mode",
     type=click.Choice(["exact", "shared", "full"]),
-    help="How windows are placed and read. exact: a window for every place, what its alleles share is read once. shared: variants within 1/16 of a window share one (faster; up to that much more context before a variant, less behind). full: every window read whole. Default: exact; full with --precision vortex.",
+    help="How windows are placed and read. exact: a window for every place, what its alleles share is read once. shared: variants within 1/32 of a window share one (faster; up to that much more context before a variant, less behind). full: every window read whole. Default: exact; full with --precision vortex.",
 )
 @click.option(
     "--suffix",

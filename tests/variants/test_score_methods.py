@@ -27,6 +27,8 @@ from evo_toolkit.variants.head import VariantHead
 from evo_toolkit.variants.method_values import method_values
 from evo_toolkit.variants.methods import get_methods
 from evo_toolkit.variants.preset import PRESETS
+from evo_toolkit.variants.reading import Wanted
+from evo_toolkit.variants.reuse import WindowGroup, window_runner
 
 BASES = "".join(random.Random(4).choices("ACGT", k=700))
 BASES = BASES[:300] + "ACACACACACAC" + BASES[312:500] + "T" * 12 + BASES[512:]
@@ -143,6 +145,25 @@ def test_marginals_of_shared_windows_need_no_suffixes(
     assert int(line.split()[0].replace(",", "")) <= 6 * (128 + 8)
     frame = pd.read_csv(tmp_path / "o.tsv", sep="\t", comment=None, skiprows=_notes(tmp_path / "o.tsv"), na_values=".")  # fmt: skip
     assert frame["marg"].notna().all() and len(frame) == 96
+
+
+@pytest.mark.parametrize(("window", "fork", "read"), [(256, 131, 131), (256, 128, 128), (1024, 513, 516), (256, 140, 141), (256, 5, 6)])  # fmt: skip
+def test_a_marginal_takes_what_stands_before_it(
+    toy_model: StripedHyena2, window: int, fork: int, read: int
+) -> None:
+    """To the end of the chunk of the fork; behind the chunks, and in front of the middle, to the fork."""
+    runner = window_runner(toy_model, window, "shared", wanted=Wanted(bases=True, alternate=False))
+    rng = np.random.default_rng(0)
+    ref = rng.choice(np.frombuffer(b"ACGT", np.uint8), window)
+    alt = ref.copy()
+    alt[fork] = ord("A") if ref[fork] != ord("A") else ord("C")
+    ((pair,),) = runner([WindowGroup(ref, [(alt, fork)])])
+    assert runner.count.tokens == read
+    assert pair.bases_ref is not None and not np.isnan(pair.bases_ref[fork]).any()
+    expected = window_runner(toy_model, window, "full", wanted=Wanted(bases=True))
+    ((whole,),) = expected([WindowGroup(ref, [(alt, fork)])])
+    assert whole.bases_ref is not None
+    np.testing.assert_allclose(pair.bases_ref[fork], whole.bases_ref[fork], atol=1e-5)
 
 
 def _notes(path: Path) -> int:
