@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ALIGNED = 4
+"""Scores must not depend on their batch. On CPUs, products of rows with a matrix whose summed index lies
+adjacent in memory give a row the same bits beside any others when they sum over a multiple of so many terms;
+zeros make up the number."""
+
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
     """float32, or float64 for float64 inputs."""

@@ -22,6 +22,7 @@ from evo_kernels import (
     h3,
     shift_taps,
 )
+from evo_kernels.diagonal_ssm.reference import DiagonalScan
 from evo_kernels.errors import KernelError, KernelUnavailableError
 from evo_kernels.h3.reference import h3_reference
 
@@ -265,6 +266,16 @@ def test_spans_of_wide_heads_do_not_show(monkeypatch: pytest.MonkeyPatch) -> Non
     whole, end = _h3(inputs, return_state=True)
     # Not by its dotted path, where `evo_kernels.h3` is the function. 85 positions at once.
     monkeypatch.setattr(sys.modules[h3_reference.__module__], "CHUNKS_PER_TILE", 4)
+    seen: list[int] = []
+    convolve = DiagonalScan.__call__
+
+    def spy(self: DiagonalScan, u: Tensor, *args: Any, **kw: Any) -> Any:
+        seen.append(u.shape[1])
+        return convolve(self, u, *args, **kw)
+
+    monkeypatch.setattr(DiagonalScan, "__call__", spy)
+    torch.testing.assert_close(_h3(inputs)[0], whole, rtol=1e-11, atol=1e-11)
+    assert seen == [85, 85, 85, 45]
     spanned, state = _h3(inputs, return_state=True)
     torch.testing.assert_close(spanned, whole, rtol=1e-11, atol=1e-11)
     for mine, theirs in zip(state, end, strict=True):

@@ -343,6 +343,21 @@ def test_diagonal_models_start_as_s4d_lin() -> None:
     assert heads.D.shape == (32,) and heads.shift_C.shape == (256, 64)
 
 
+@pytest.mark.parametrize("pattern", ["3", "4"])
+@pytest.mark.parametrize("options", [{}, {"h3_head_width": 4}, {"h3_shift_length": 7, "ssm_order": 5}])  # fmt: skip
+def test_bits_do_not_depend_on_batch_mates(pattern: str, options: dict[str, int]) -> None:
+    model = make(pattern, dtype=torch.float32, **options)
+    for rows, length in itertools.product((2, 3, 16), (7, 65, 94)):
+        tokens = ids(length, rows=rows)
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(rows))
+        other = tokens.clone()
+        other[1:] = 70
+        with torch.no_grad():
+            logits = model(tokens)
+            assert torch.equal(model(tokens[order]), logits[order]), (rows, length)
+            assert torch.equal(model(other)[0], logits[0]), (rows, length)
+
+
 def test_s4d_is_a_gelu_of_its_diagonal_model() -> None:
     mixer = make("4", width=4, num_heads=2, filter_groups=1).blocks[0].mixer
     u = torch.randn(1, 9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -19,8 +19,13 @@ import torch
 from torch import Tensor
 
 from evo_kernels.diagonal_ssm.modes import DiagonalModes, complex_product
-from evo_kernels.fir import accumulation_dtype
+from evo_kernels.fir import ALIGNED, accumulation_dtype
 from evo_kernels.hyena_li.reference import tiles
+
+
+def _padded(x: Tensor) -> Tensor:
+    """Zeros behind the last dimension, over which a product is about to sum, up to a whole `ALIGNED`."""
+    return torch.nn.functional.pad(x, (0, -x.shape[-1] % ALIGNED))
 
 
 class DiagonalState(NamedTuple):
@@ -62,30 +67,31 @@ class DiagonalScan:
         return self._rising[chunk]
 
     def _toeplitz_of(self, chunk: int) -> Tensor:
-        """From the inputs of a chunk to its outputs, `T[i, j] = h[i - j]`, `[G, C, C]`."""
+        """From the padded inputs of a chunk to its outputs, `T[i, j] = h[i - j]`, `[G, C, P]`."""
         if chunk not in self._toeplitz:
             products = complex_product(self.modes.residues[:, None], self._rising_of(chunk))
             h = 2 * products[..., 0].sum(-1)  # [G, C]
             # Row i of the windows over [0 ... 0, h[0] ... h[C-1]] is h[i - C + 1] ... h[i].
             windows = torch.nn.functional.pad(h, (chunk - 1, 0)).unfold(1, chunk, 1)
-            self._toeplitz[chunk] = windows.flip(2).to(self.dtype)
+            self._toeplitz[chunk] = _padded(windows.flip(2)).to(self.dtype)
         return self._toeplitz[chunk]
 
     def _between_chunks(self, chunk: int) -> tuple[Tensor, Tensor]:
-        """From inputs to the state at the chunk's end, and from that before it to outputs.
+        """From padded inputs to the state at the chunk's end, and from that before it to outputs.
 
         Returns:
-            `[G, C, 2N]` each.
+            `[G, 2N, P]`, and `[G, C, 2N]` padded.
         """
         if chunk not in self._between:
-            into_state = self._rising_of(chunk).flip(1)
+            into_state = _padded(self._rising_of(chunk).flip(1).flatten(2).transpose(1, 2))
             powers = self._powers(self._counted(1, chunk + 1))
             # 2 Re (w s) = 2 Re w Re s - 2 Im w Im s
             w = 2 * complex_product(self.modes.residues[:, None], powers)
-            out_of_state = torch.stack([w[..., 0], -w[..., 1]], dim=-1)
+            out_of_state = torch.stack([w[..., 0], -w[..., 1]], dim=-1).flatten(2)
+            out_of_state = _padded(out_of_state)
             self._between[chunk] = (
-                into_state.flatten(2).to(self.dtype),
-                out_of_state.flatten(2).to(self.dtype),
+                into_state.to(self.dtype).contiguous(),
+                out_of_state.to(self.dtype),
             )
         return self._between[chunk]
 
@@ -104,13 +110,13 @@ class DiagonalScan:
         """
         G, R, m, C = u.shape
         N = self.modes.log_poles.shape[1]
-        rows = u.reshape(G, R * m, C)
+        rows = _padded(u.reshape(G, R * m, C))
         y = rows @ self._toeplitz_of(C).transpose(1, 2)
         if m == 1 and carry is None and not return_end:
             return y.view(G, R, m, C), None
         into_state, out_of_state = self._between_chunks(C)
         # What each chunk adds to the state, as seen at its last position.
-        added = (rows @ into_state).view(G, R, m, N, 2)
+        added = (rows @ into_state.transpose(1, 2)).view(G, R, m, N, 2)
         # Inclusive scan over chunks by doubling: log2(m) steps, all chunks at once.
         step = 1
         while step < m:
@@ -123,7 +129,7 @@ class DiagonalScan:
             to_chunk = self._powers(self._counted(0, m + 1, C)).to(self.dtype)[:, None]
             entering = entering + complex_product(to_chunk, carry[:, :, None])
         if m > 1 or carry is not None:
-            before = entering[:, :, :m].reshape(G, R * m, 2 * N)
+            before = _padded(entering[:, :, :m].reshape(G, R * m, 2 * N))
             y = y + before @ out_of_state.transpose(1, 2)
         # A copy: a view would keep every chunk's state alive with the last one.
         return y.view(G, R, m, C), entering[:, :, m].clone() if return_end else None

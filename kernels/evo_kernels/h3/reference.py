@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evo_kernels.diagonal_ssm.modes import DiagonalModes
 from evo_kernels.diagonal_ssm.reference import DiagonalScan
-from evo_kernels.fir import accumulation_dtype, with_left_context
+from evo_kernels.fir import ALIGNED, accumulation_dtype, with_left_context
 from evo_kernels.hyena_li.reference import CHUNK, CHUNKS_PER_TILE
 from evo_kernels.hyena_mr.reference import grouped_fir
 
@@ -68,7 +68,12 @@ def h3_reference(
     E = D // G
     q, k, v = qkv.to(acc).chunk(3, dim=-1)
     padded, tail = with_left_context(k, state.keys if state else None, K - 1)
-    shifted = grouped_fir(padded, taps.to(acc), L)
+    more = -(K - 1) % ALIGNED
+    shifted = grouped_fir(
+        torch.nn.functional.pad(padded, (0, 0, more, 0)),
+        torch.nn.functional.pad(taps.to(acc), (0, more)),
+        L,
+    )
     modal = state.modal.reshape(B, D * E, N, 2) if state else None
     scan = DiagonalScan(modes, acc)
     weights = skip.to(acc).repeat_interleave(E * E)
