@@ -219,7 +219,9 @@ def _reference_entropy(outputs: WindowOutputs) -> Values:
 def _jsd(outputs: WindowOutputs) -> Values:
     ref, alt = flank(outputs.window)
     bases_ref, bases_alt = _given(outputs.bases_ref)[ref], _given(outputs.bases_alt)[alt]
-    found = jensen_shannon(bases_ref, bases_alt)
+    # Where alleles were read to one length, an indel leaves one of them a shorter flank.
+    size = min(len(bases_ref), len(bases_alt))
+    found = jensen_shannon(bases_ref[:size], bases_alt[:size])
     # The first position of a window has no prediction.
     found = found[~np.isnan(found)]
     return (float(found.sum()), float(found.max())) if len(found) else (None, None)

@@ -25,10 +25,11 @@ from evo_toolkit.variants.api import score_variants
 from evo_toolkit.variants.calibration import Calibration, apply_calibration, calibrate
 from evo_toolkit.variants.head import VariantHead
 from evo_toolkit.variants.method_values import method_values
-from evo_toolkit.variants.methods import get_methods
+from evo_toolkit.variants.methods import WindowOutputs, get_methods
+from evo_toolkit.variants.positions import PositionModel
 from evo_toolkit.variants.preset import PRESETS
 from evo_toolkit.variants.reading import Wanted
-from evo_toolkit.variants.reuse import WindowGroup, window_runner
+from evo_toolkit.variants.reuse import ReusedPrefixes, WindowGroup, window_runner
 
 BASES = "".join(random.Random(4).choices("ACGT", k=700))
 BASES = BASES[:300] + "ACACACACACAC" + BASES[312:500] + "T" * 12 + BASES[512:]
@@ -145,6 +146,45 @@ def test_marginals_of_shared_windows_need_no_suffixes(
     assert int(line.split()[0].replace(",", "")) <= 6 * (128 + 8)
     frame = pd.read_csv(tmp_path / "o.tsv", sep="\t", comment=None, skiprows=_notes(tmp_path / "o.tsv"), na_values=".")  # fmt: skip
     assert frame["marg"].notna().all() and len(frame) == 96
+
+
+@pytest.mark.parametrize("mode", ["exact", "shared"])
+def test_methods_with_cut_suffixes_end_where_alleles_were_read_to(
+    toy_model: StripedHyena2, genome: Fasta, vcf: Path, mode: str
+) -> None:
+    """Whole windows read without states, and cut by hand."""
+    methods = ["marginal", "entropy", "jsd", "embed"]
+    frame = score_variants(
+        toy_model, vcf, genome.path, window=128, window_mode=mode, methods=methods, layers=LAYERS, suffix=24,
+    )  # fmt: skip
+    assert set(frame["status"]) == {"ok"}
+    runner = ReusedPrefixes(toy_model, 128, suffix=24, step=4 if mode == "shared" else 1)
+    positions = PositionModel(toy_model, bases=True)
+
+    def fetch(start: int, end: int) -> bytes:
+        return genome.fetch("c", start, end)
+
+    for index, variant in enumerate(alleles()):
+        edit = edit_of(normalise(variant, fetch))
+        windows, _ = variant_windows(fetch, 700, edit, 128, step=runner.step)
+        strands = []
+        for w in [w for w in windows if w.fork < len(w.ref)]:
+            stop = runner.stop(w.fork, len(w.ref))
+            ref, alt = (one.bases for one in positions([w.ref, w.alt]))
+            assert ref is not None and alt is not None
+            mask = (np.arange(len(w.ref)) >= w.fork) & (np.arange(len(w.ref)) < stop)
+            e = embed(toy_model, [w.ref.tobytes(), w.alt.tobytes()], list(LAYERS), masks=[mask] * 2)
+            strands.append(
+                WindowOutputs(
+                    window=w, bases_ref=ref[:stop], bases_alt=alt[:stop],
+                    layers_ref={name: e[name][0] for name in LAYERS},
+                    layers_alt={name: e[name][1] for name in LAYERS},
+                )
+            )  # fmt: skip
+        for method in get_methods(methods, LAYERS):
+            for name, value in method(strands).items():
+                found = frame[name][index]
+                assert np.isnan(found) if value is None else found == pytest.approx(value, abs=NATS), (variant, name)  # fmt: skip
 
 
 @pytest.mark.parametrize(("window", "fork", "read"), [(256, 131, 131), (256, 128, 128), (1024, 513, 516), (256, 140, 141), (256, 5, 6)])  # fmt: skip
