@@ -114,8 +114,6 @@ class StripedHyena2(nn.Module):
             raise ValueError(
                 f"input_ids has shape {tuple(input_ids.shape)}; it must be [batch, positions] with at least one position"
             )
-        if state is not None or return_state:
-            self.config.require_causal("take a sequence in pieces")
         blocks = self.blocks[:num_blocks]
         if state is not None and len(state) != len(blocks):
             raise ValueError(f"state has {len(state)} layers, the model {len(blocks)}")

@@ -6,6 +6,7 @@ import cmath
 import itertools
 import math
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -190,13 +191,26 @@ def test_steps_equal_the_parallel_form() -> None:
     torch.testing.assert_close(state.gated, _gates(inputs)[1][:, -29:])
 
 
-@pytest.mark.parametrize("way", sorted(WAYS))
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("way", ["toeplitz", "fft", "butterfly-2"])
 def test_a_sequence_has_the_same_bits_wherever_it_stands_in_a_batch(way: str) -> None:
-    for length, taps in itertools.product((1, 3, 64, 100, 500), (7, 128, 300, 1000)):
-        inputs = {k: v.float() for k, v in _inputs(length, taps, batch=5).items()}
-        order = torch.randperm(5)
-        found, _ = _operator(inputs, **WAYS[way])
-        moved, _ = _operator({**inputs, "qkv": inputs["qkv"][order]}, **WAYS[way])
+    # With two threads small matrix products differ from row to row; one thread hides it.
+    options = {"order": 2, **WAYS[way]}
+    order = torch.tensor([4, 2, 5, 0, 1, 3])
+    generator = torch.Generator().manual_seed(1)
+    for length, taps in itertools.product((1, 3, 64, 100), (7, 128, 300)):
+        x = torch.randn(6, taps - 1 + length, 32, generator=generator)
+        h = torch.randn(32, taps, generator=generator)
+        found = reference.long_fir(x, h, length, **options)
+        moved = reference.long_fir(x[order], h, length, **options)
         assert torch.equal(found[order], moved), (length, taps)
 
 
