@@ -53,6 +53,15 @@ def fir_by_shifts(padded: Tensor, taps: Tensor, num_positions: int) -> Tensor:
     return y
 
 
+def whole_terms(x: Tensor) -> Tensor:
+    """Zeros behind the last dimension, over which a product is about to sum, up to a whole `ALIGNED`.
+
+    Contiguous; `x` itself where that holds already.
+    """
+    missing = -x.shape[-1] % ALIGNED
+    return torch.nn.functional.pad(x, (0, missing)) if missing else x.contiguous()
+
+
 def round_through(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Round `x` to `dtype` and come back, or return it untouched when `dtype` is None."""
     return x if dtype is None else x.to(dtype).to(x.dtype)

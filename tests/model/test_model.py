@@ -343,7 +343,7 @@ def test_diagonal_models_start_as_s4d_lin() -> None:
     assert heads.D.shape == (32,) and heads.shift_C.shape == (256, 64)
 
 
-@pytest.mark.parametrize("pattern", ["3", "4"])
+@pytest.mark.parametrize("pattern", ["3", "4", "H"])
 @pytest.mark.parametrize("options", [{}, {"h3_head_width": 4}, {"h3_shift_length": 7, "ssm_order": 5}])  # fmt: skip
 def test_bits_do_not_depend_on_batch_mates(pattern: str, options: dict[str, int]) -> None:
     model = make(pattern, dtype=torch.float32, **options)

@@ -19,13 +19,8 @@ import torch
 from torch import Tensor
 
 from evo_kernels.diagonal_ssm.modes import DiagonalModes, complex_product
-from evo_kernels.fir import ALIGNED, accumulation_dtype
+from evo_kernels.fir import accumulation_dtype, whole_terms
 from evo_kernels.hyena_li.reference import tiles
-
-
-def _padded(x: Tensor) -> Tensor:
-    """Zeros behind the last dimension, over which a product is about to sum, up to a whole `ALIGNED`."""
-    return torch.nn.functional.pad(x, (0, -x.shape[-1] % ALIGNED))
 
 
 class DiagonalState(NamedTuple):
@@ -73,7 +68,7 @@ class DiagonalScan:
             h = 2 * products[..., 0].sum(-1)  # [G, C]
             # Row i of the windows over [0 ... 0, h[0] ... h[C-1]] is h[i - C + 1] ... h[i].
             windows = torch.nn.functional.pad(h, (chunk - 1, 0)).unfold(1, chunk, 1)
-            self._toeplitz[chunk] = _padded(windows.flip(2)).to(self.dtype)
+            self._toeplitz[chunk] = whole_terms(windows.flip(2)).to(self.dtype)
         return self._toeplitz[chunk]
 
     def _between_chunks(self, chunk: int) -> tuple[Tensor, Tensor]:
@@ -83,14 +78,14 @@ class DiagonalScan:
             `[G, 2N, P]`, and `[G, C, 2N]` padded.
         """
         if chunk not in self._between:
-            into_state = _padded(self._rising_of(chunk).flip(1).flatten(2).transpose(1, 2))
+            into_state = whole_terms(self._rising_of(chunk).flip(1).flatten(2).transpose(1, 2))
             powers = self._powers(self._counted(1, chunk + 1))
             # 2 Re (w s) = 2 Re w Re s - 2 Im w Im s
             w = 2 * complex_product(self.modes.residues[:, None], powers)
             out_of_state = torch.stack([w[..., 0], -w[..., 1]], dim=-1).flatten(2)
-            out_of_state = _padded(out_of_state)
+            out_of_state = whole_terms(out_of_state)
             self._between[chunk] = (
-                into_state.to(self.dtype).contiguous(),
+                into_state.to(self.dtype),
                 out_of_state.to(self.dtype),
             )
         return self._between[chunk]
@@ -110,7 +105,7 @@ class DiagonalScan:
         """
         G, R, m, C = u.shape
         N = self.modes.log_poles.shape[1]
-        rows = _padded(u.reshape(G, R * m, C))
+        rows = whole_terms(u.reshape(G, R * m, C))
         y = rows @ self._toeplitz_of(C).transpose(1, 2)
         if m == 1 and carry is None and not return_end:
             return y.view(G, R, m, C), None
@@ -129,7 +124,7 @@ class DiagonalScan:
             to_chunk = self._powers(self._counted(0, m + 1, C)).to(self.dtype)[:, None]
             entering = entering + complex_product(to_chunk, carry[:, :, None])
         if m > 1 or carry is not None:
-            before = _padded(entering[:, :, :m].reshape(G, R * m, 2 * N))
+            before = whole_terms(entering[:, :, :m].reshape(G, R * m, 2 * N))
             y = y + before @ out_of_state.transpose(1, 2)
         # A copy: a view would keep every chunk's state alive with the last one.
         return y.view(G, R, m, C), entering[:, :, m].clone() if return_end else None

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evo_kernels.fir import accumulation_dtype, round_through
+from evo_kernels.fir import accumulation_dtype, round_through, whole_terms
 from evo_kernels.short_conv.reference import short_conv_reference
 
 CHUNK = 64
@@ -70,10 +70,11 @@ def _tile(z: Tensor, carry: Tensor, log_poles: Tensor, residues: Tensor) -> tupl
     h = (rising * residues[:, None, :]).sum(-1)  # [D, C]
     lag = torch.arange(C, device=z.device)[:, None] - torch.arange(C, device=z.device)[None, :]
     toeplitz = torch.where(lag >= 0, h[:, lag.clamp(min=0)], h.new_zeros(()))  # [D, C, C]
-    rows = z.reshape(D, B * m, C)
-    y = rows @ toeplitz.transpose(1, 2)
+    rows = whole_terms(z.reshape(D, B * m, C))
+    y = rows @ whole_terms(toeplitz).transpose(1, 2)
     # What each chunk adds to the state, as seen at its last position.
-    added = (rows @ rising.flip(1)).view(D, B, m, N)
+    into_state = torch.nn.functional.pad(rising.flip(1), (0, 0, 0, rows.shape[2] - C))
+    added = (rows @ into_state).view(D, B, m, N)
     # Inclusive scan over chunks by doubling: log2(m) steps, all chunks at once.
     step = 1
     while step < m:
@@ -85,7 +86,8 @@ def _tile(z: Tensor, carry: Tensor, log_poles: Tensor, residues: Tensor) -> tupl
     carried = _powers(log_poles, chunk_index * C)[:, None] * carry[:, :, None, :]  # [D, B, m+1, N]
     entering = carried + torch.nn.functional.pad(added, (0, 0, 1, 0))
     outgoing = residues[:, None, :] * _powers(log_poles, steps + 1)  # [D, C, N]
-    y = y + entering[:, :, :m].reshape(D, B * m, N) @ outgoing.transpose(1, 2)
+    before = whole_terms(entering[:, :, :m].reshape(D, B * m, N))
+    y = y + before @ whole_terms(outgoing).transpose(1, 2)
     # A copy: a view would keep every chunk's state alive with the last one.
     return y.view(D, B, m, C), entering[:, :, m].clone()
 
