@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import cmath
+import itertools
 import math
 
 import pytest
@@ -56,8 +57,10 @@ def test_the_fourier_transform_is_its_defining_sum(sizes: tuple[int, ...]) -> No
         torch.testing.assert_close(found[..., place], (x * weights).sum(-1), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("N", [32, 512, 4096])
+@pytest.mark.parametrize(
+    ("N", "order"),
+    [*itertools.product([32, 512], [1, 2, 3, 4, 5]), (4096, 2), (4096, 3), (4096, 12)],
+)
 def test_every_order_equals_torch_fft_and_goes_back(N: int, order: int) -> None:
     sizes = block_sizes(N, order)
     x = torch.randn(1, 2, 3, N, dtype=torch.float64)
