@@ -172,6 +172,7 @@ h1 { font-size: 24px; margin: 0 0 4px; overflow-wrap: anywhere; } h2 { font-size
 h3 { font-size: 15px; margin: 20px 0 4px; } p { margin: 6px 0; max-width: 75ch; }
 table { border-collapse: collapse; margin: 8px 0; } th, td { text-align: left; padding: 3px 14px 3px 0; vertical-align: top; overflow-wrap: anywhere; }
 th { font-weight: 600; border-bottom: 1px solid #cbd2dc; } td { border-bottom: 1px solid #edf0f4; }
+td:first-child { overflow-wrap: normal; min-width: 8em; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .note { color: #5a6575; } .warning { background: #fff4e0; border-left: 4px solid #d98a00; padding: 6px 12px; margin: 8px 0; }
 svg { max-width: 100%; height: auto; display: block; } svg text { font: 12px system-ui, sans-serif; fill: #1c2430; }

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-_ROW_HEIGHT, _LABEL_WIDTH, _PLOT_WIDTH, _NUMBERS_WIDTH = 34, 210, 470, 230
+_ROW_HEIGHT, _LABEL_WIDTH, _PLOT_WIDTH, _NUMBERS_WIDTH = 34, 210, 440, 300
 _AXIS_HEIGHT = 30
 _NUM_BINS = 60
 _BASE_WIDTH, _BARS_HEIGHT = 8, 120
