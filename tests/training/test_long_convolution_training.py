@@ -1,4 +1,4 @@
-"""A hybrid with long convolutions trains, resumes, is exported and generates."""
+"""A hybrid with long convolutions trains, resumes, is exported, continued, and generates."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from evo_toolkit.checkpoint.load import load_model
 from evo_toolkit.errors import UsageError
 from evo_toolkit.inference.generate import generate
 from evo_toolkit.training.export import export_checkpoint
+from evo_toolkit.training.module import ContinuedEvoModule
 
 Fit = Callable[..., Path]
 Load = Callable[[Path, int], dict[str, Any]]
@@ -41,6 +42,10 @@ def test_a_hybrid_trains_and_is_exported(fit: Fit, tmp_path: Path, checkpoint_of
         value = model.state_dict()[name]
         assert value.dtype == torch.float32
         assert torch.equal(value, whole[f"objective.model.{name}"])
+    continued = ContinuedEvoModule(str(tmp_path / "model"), 64).build_model(torch.device("cpu"))
+    assert continued.config.context_length == 64 and continued.config.long_length == 40
+    assert torch.equal(continued.state_dict()[name], value)
+    assert continued.blocks[0].mixer.h.requires_grad  # type: ignore[union-attr]
     assert len(generate(model, "ACGTTGCA" * 8, max_new_tokens=5, temperature=1, seed=1)) <= 5
 
 
