@@ -1,9 +1,9 @@
-"""Operators of StripedHyena 2, each a function from (chunk, state) to (chunk, state), exact for any split.
+"""Operators of StripedHyena 2 and its kin, each a function from (chunk, state) to (chunk, state).
 
-Every tensor is logically `[B, L, C]` (batch, positions, channels). An operator is a folder:
+Exact for any split. Every tensor is logically `[B, L, C]` (batch, positions, channels). An operator is a folder:
 `reference.py` is the plain PyTorch twin that anyone can audit, `forward.py` and `backward.py` are the
 Triton kernels with what launches them, `configs.py` their launch configurations, and `op.py` has the
-public function. Triton is imported when a kernel first runs. The twin accumulates in float32 (float64
+public function; H3, S4D and the long convolutions have no kernels, only twins. Triton is imported when a kernel first runs. The twin accumulates in float32 (float64
 for float64 inputs) and is differentiable through its states, twice.
 """
 
