@@ -1,10 +1,11 @@
 """Operators of StripedHyena 2 and its kin, each a function from (chunk, state) to (chunk, state).
 
-Exact for any split. Every tensor is logically `[B, L, C]` (batch, positions, channels). An operator is a folder:
-`reference.py` is the plain PyTorch twin that anyone can audit, `forward.py` and `backward.py` are the
-Triton kernels with what launches them, `configs.py` their launch configurations, and `op.py` has the
-public function; H3, S4D and the long convolutions have no kernels, only twins. Triton is imported when a kernel first runs. The twin accumulates in float32 (float64
-for float64 inputs) and is differentiable through its states, twice.
+Exact for any split. Every tensor is logically `[B, L, C]` (batch, positions, channels). An operator
+is a folder: `reference.py` is the plain PyTorch twin that anyone can audit, `forward.py` and
+`backward.py` are the Triton kernels with what launches them, `configs.py` their launch
+configurations, and `op.py` has the public function; H3, S4D and the long convolutions have no
+kernels, only twins. Triton is imported when a kernel first runs. The twin accumulates in float32
+(float64 for float64 inputs) and is differentiable through its states, twice.
 """
 
 # Imported eagerly: each function has the name of its folder, and the later binding must win.
