@@ -97,6 +97,7 @@ class ChunkStore:
         self.num_windows: int | None = self._manifest.get("num_windows")
 
     def _compared(self, output: Path | str, *, restart: bool) -> dict[str, Any]:
+        self._remove_temporaries()
         path = self.folder / _MANIFEST
         if restart or not path.is_file():
             # Chunks without a manifest are nobody's: it is written first.
@@ -121,7 +122,6 @@ class ChunkStore:
                 f"an interrupted run of {output} was another one: {'; '.join(changes[:_MOST_CHANGES])}{more}; "
                 "repeat its command to go on, or give --restart to throw its scores away"
             )
-        self._remove_temporaries()
         return manifest
 
     def _clear(self) -> None:
@@ -130,18 +130,16 @@ class ChunkStore:
                 path.unlink()
 
     def _remove_temporaries(self) -> None:
-        """Remove what a killed run could not: half an output, half a chunk."""
+        """Remove what a killed run could not: half an output, half a chunk, chunks of a whole one."""
         name = re.escape(self._output.name)
-        half = re.compile(
-            rf"\.{name}(\.tbi|\.csi|\.manifest\.json)?\.[0-9a-f]{{12}}(\.tmp|\.vcf|\.declared\.vcf).*"
-        )
-        for folder, pattern in (
-            (self._output.parent, half),
-            (self.folder, re.compile(r"\..*\.tmp")),
-        ):
+        hidden = rf"\.{name}(\.tbi|\.csi|\.manifest\.json|\.partial)?\.[0-9a-f]{{12}}\.tmp.*"
+        for folder, pattern in ((self._output.parent, hidden), (self.folder, r"\..*\.tmp")):
             for path in folder.iterdir():
-                if pattern.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
+                if re.fullmatch(pattern, path.name):
+                    if path.is_dir():
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        path.unlink(missing_ok=True)
 
     def begin(self, shapes: tuple[tuple[int, int], ...], num_windows: int) -> None:
         """Write the manifest of a new run.
