@@ -75,6 +75,20 @@ def test_any_split_equals_one_pass_beyond_the_filter(algorithm: Any) -> None:
     assert state[0].gated.shape == (2, 199, 16)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("taps", [20, 129, 300])
+def test_bits_do_not_depend_on_batch_mates(taps: int) -> None:
+    model = make(torch.float32, pattern="L", long_length=taps)
+    for rows, length in itertools.product((2, 3, 16), (7, 65, 94)):
+        tokens = ids(length, rows=rows)
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(rows))
+        other = tokens.clone()
+        other[1:] = 70
+        with torch.no_grad():
+            logits = model(tokens)
+            assert torch.equal(model(tokens[order]), logits[order]), (rows, length)
+            assert torch.equal(model(other)[0], logits[0]), (rows, length)
+
+
 def test_the_first_filters() -> None:
     torch.manual_seed(0)
     policy = PrecisionPolicy(name="exact", compute_dtype=torch.float32)
