@@ -130,7 +130,7 @@ def test_eval_suffix_foresees_what_score_gives(tmp_path: Path) -> None:
     out, few = tmp_path / "s.json", tmp_path / "few.vcf"
     lines = VCF.read_text().splitlines(keepends=True)
     head = sum(line.startswith("#") for line in lines)
-    few.write_text("".join(lines[:head] + lines[head::4]))
+    few.write_text("".join(lines[:head] + lines[head::8]))
     common = [str(few), str(FASTA), "-m", "evo-mini", "--precision", "exact", "--window", "128"]
     given = ["--suffix", "24", "--suffix", "adaptive:0.05"]
     result = CliRunner().invoke(cli, ["eval", "suffix", *common, *given, "-o", str(out), "-q"])
