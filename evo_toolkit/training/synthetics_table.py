@@ -16,10 +16,13 @@ import importlib
 import json
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -225,6 +228,23 @@ def _prepared(run: Run, device: str, folder: str, **options: Any) -> tuple[Train
     return Trainer(**{**given, **options}), module, data, curve
 
 
+def _set_up_worker(folder: str) -> None:
+    # Temporary files of a run that is killed go with the parent's folder.
+    tempfile.tempdir = folder
+    # Ctrl-C reaches all processes of a terminal: this one has nothing to save.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    _set_up_process()
+
+
+def _end_with(sentinel: int) -> None:
+    """End this process when the one of `sentinel` is no more: nobody would take its result."""
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
 def _set_up_process() -> None:
     torch.set_num_threads(1)
     for name in ("lightning.pytorch", "lightning.fabric", "evo_toolkit"):
@@ -402,17 +422,23 @@ def _map(function: Any, runs: Sequence[Run], device: str, jobs: int) -> Iterator
             yield run, function(run, device)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_set_up_process) as pool:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(jobs, context, initializer=_set_up_worker, initargs=(folder,)) as pool,
+    ):
         waiting = {pool.submit(function, run, device): run for run in runs}
         try:
             for future in as_completed(waiting):
                 yield waiting[future], future.result()
-        except BrokenProcessPool:
-            raise UsageError(
-                "a process of a run was killed (is memory short?); the same command goes on, with fewer --jobs"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.kill()  # Lightning would take its time to end well
+            if isinstance(error, BrokenProcessPool):
+                raise EvoError(
+                    "a process of a run was killed (is memory short?); the same command goes on, with fewer --jobs"
+                ) from None
+            raise
 
 
 def _say(text: str) -> None:

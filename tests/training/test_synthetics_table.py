@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +181,34 @@ def test_the_command_as_it_is_typed(tmp_path: Path) -> None:
     (line,) = [line for line in read_lines(path) if line["model"] == "Hyena-SE"]
     timed = {"seconds", "core_seconds"}
     assert {k: v for k, v in line.items() if k not in timed} == {k: v for k, v in json.loads(json.dumps(alone)).items() if k not in timed}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_table_that_is_stopped_leaves_nothing_running_and_goes_on(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    path = tmp_path / "table.jsonl"
+    command = [
+        sys.executable, "-m", "evo_toolkit.training.synthetics_table", "-o", str(path), "--tasks",
+        "compression", "--models", "attention", "--max-steps", "40", "--jobs", "2",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([".", "kernels", "data"])}
+    started = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )  # fmt: skip
+    while started.poll() is None and not (path.exists() and path.read_bytes()):
+        time.sleep(0.05)
+    started.send_signal(how)
+    # The pipe closes when the last process that could write to it has ended.
+    said = started.communicate(timeout=60)[1]
+    assert started.returncode == (130 if how == signal.SIGINT else -how)
+    assert "Traceback" not in said
+    before = read_lines(path)
+    assert 0 < len(before) < 3
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert f"{len(before)} of 3 runs are done" in done.stderr
+    after = read_lines(path)
+    assert after[: len(before)] == before and {line["seed"] for line in after} == {0, 1, 2}
