@@ -33,9 +33,10 @@ from evo_toolkit.training import EvoModule, GenomeDataModule, OptimizerConfig, S
 
 _RECIPE = Path(__file__).parent / "evo-mini.yaml"
 
-# What each candidate changes in the recipe. About 7.5 million parameters each.
+# What each candidate changes in the recipe, whose optimizer is AdamW here unless said. About 7.5
+# million parameters each.
 CANDIDATES: dict[str, dict[str, Any]] = {
-    "recipe": {},
+    "SE-MR-LI and attention": {},
     "attention only": {"pattern": "*" * 10},
     "LI only": {"pattern": "H" * 10},
     "no attention": {"pattern": "SDHSDHSDHS"},
@@ -48,7 +49,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
         "pattern": "SDH*SDH*SDH*SDHS", "width": 192, "mlp_width": 512, "filter_groups": 12,
         "num_heads": 3,
     },
-    "recipe, Muon": {"optimizer": {"name": "muon"}},
+    "SE-MR-LI and attention, Muon": {"optimizer": {"name": "muon"}},
 }  # fmt: skip
 
 _WARM_UPDATES, _TIMED_UPDATES = 8, 24
@@ -80,8 +81,9 @@ def train_one(name: str, seed: int, options: argparse.Namespace) -> dict[str, An
     recipe = yaml.safe_load(_RECIPE.read_text())["model"]["init_args"]
     own = dict(CANDIDATES[name])
     # YAML 1.1 reads 3e-3 as text; the command line's parser knows better.
-    rates: dict[str, Any] = {key: float(value) for key, value in recipe["optimizer"].items()}
-    optimizer = OptimizerConfig(**rates, **own.pop("optimizer", {}))
+    given = {**recipe["optimizer"], "name": "adamw", **own.pop("optimizer", {})}
+    rates: dict[str, Any] = {key: float(given[key]) for key in given if key != "name"}
+    optimizer = OptimizerConfig(name=given["name"], **rates)
     shape = {**recipe["config"], **own, "context_length": options.context_length}
     shape["gelu_layers"] = tuple(range(len(shape["pattern"])))
     for key in ("domains", "not_for", "forbidden_genomes"):
