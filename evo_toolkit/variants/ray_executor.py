@@ -19,7 +19,14 @@ import torch
 from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.variants.chunks import Chunk, ChunkScores
 from evo_toolkit.variants.scores import RunInfo
-from evo_toolkit.variants.workers import ChunkScorer, Shapes, WorkerSetting, windows_per_chunk
+from evo_toolkit.variants.workers import (
+    ChunkScorer,
+    Shapes,
+    WorkerSetting,
+    number_of,
+    smallest_shapes,
+    windows_per_chunk,
+)
 
 _MOST_DEATHS = 3
 # Less than one: the process that hands out chunks and those that copy objects need some of it.
@@ -102,9 +109,7 @@ class RayWorkers:
         estimates = [seconds for _, seconds, _ in ready]
         self.seconds = None if None in estimates else max(estimates) / wanted
         self.windows_per_chunk: int = ready[0][2]
-        rows = [[rows for rows, _ in info.shapes] for info, _, _ in ready]
-        lengths = [length for _, length in self.info.shapes]
-        self.use_shapes(tuple(zip(map(min, zip(*rows, strict=True)), lengths, strict=True)))
+        self.use_shapes(smallest_shapes([info for info, _, _ in ready]))
 
     def _connect(self) -> None:
         address = os.environ.get("RAY_ADDRESS")
@@ -124,11 +129,9 @@ class RayWorkers:
         gpus = int(there.get("GPU", 0)) if device != "cpu" else 0
         if device == "cuda" and not gpus:
             raise UsageError("--device cuda: the Ray cluster has no GPU; use cpu")
-        if devices != "all" and not (devices.isdecimal() and int(devices) > 0):
-            raise UsageError(f"--devices {devices!r} is neither all nor a number from 1 up")
         kind, most = ("cuda", gpus) if gpus else ("cpu", int(there.get("CPU", 1) / _CPUS_PER_ACTOR))
         nodes = sum(1 for node in self._ray.nodes() if node["Alive"])
-        wanted = (most if gpus else nodes) if devices == "all" else int(devices)
+        wanted = number_of(devices) or (most if gpus else nodes)
         if wanted > most:
             raise UsageError(
                 f"--devices {wanted}: the Ray cluster has room for {most} on its {'GPUs' if gpus else 'processors'}"

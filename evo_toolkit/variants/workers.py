@@ -11,7 +11,7 @@ import multiprocessing
 import signal
 import traceback
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
@@ -218,6 +218,27 @@ def windows_per_chunk(scorer: ChunkScorer) -> int:
     return max(1, _CALLS_PER_CHUNK * scorer.run.scorer.runner.windows_per_call // strands)
 
 
+def smallest_shapes(infos: Sequence[RunInfo]) -> Shapes:
+    """The forwards that fit on every device: of each length as few rows as any of them has."""
+    return tuple(
+        (min(rows for rows, _ in same), same[0][1])
+        for same in zip(*(info.shapes for info in infos), strict=True)
+    )
+
+
+def number_of(devices: str) -> int | None:
+    """What --devices asks for; None is "all".
+
+    Raises:
+        UsageError: if it is neither that nor a number from 1 up.
+    """
+    if devices == "all":
+        return None
+    if not devices.isdecimal() or int(devices) < 1:
+        raise UsageError(f"--devices {devices!r} is neither all nor a number from 1 up")
+    return int(devices)
+
+
 @dataclass
 class _Process:
     """A worker process and what it is at."""
@@ -262,10 +283,7 @@ class DeviceProcesses:
         estimates = [seconds for _, seconds, _ in ready]
         self.seconds = None if None in estimates else max(estimates) / len(devices)
         self.windows_per_chunk = ready[0][2]
-        # The smallest of each: what fits on every device.
-        rows = [[rows for rows, _ in info.shapes] for info, _, _ in ready]
-        lengths = [length for _, length in self.info.shapes]
-        self.use_shapes(tuple(zip(map(min, zip(*rows, strict=True)), lengths, strict=True)))
+        self.use_shapes(smallest_shapes([info for info, _, _ in ready]))
 
     def _started(self, worker: _Process) -> tuple[RunInfo, Any, int]:
         answer = self._receive(worker)
@@ -402,14 +420,13 @@ def device_list(devices: str, device: str) -> list[str]:
         raise UsageError(
             "--device cuda: no NVIDIA GPU is usable here; use cpu, or run evo-toolkit doctor"
         )
-    if devices != "all" and not (devices.isdecimal() and int(devices) > 0):
-        raise UsageError(f"--devices {devices!r} is neither all nor a number from 1 up")
+    wanted = number_of(devices)
     if gpus:
-        wanted = gpus if devices == "all" else int(devices)
+        wanted = wanted or gpus
         if wanted > gpus:
             raise UsageError(f"--devices {wanted}: this machine has {gpus} GPUs")
         return [f"cuda:{index}" for index in range(wanted)]
-    return ["cpu"] * (1 if devices == "all" else int(devices))
+    return ["cpu"] * (wanted or 1)
 
 
 def score_chunks(

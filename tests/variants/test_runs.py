@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
 import json
 import os
@@ -229,6 +230,60 @@ def test_shards_merge_to_the_file_of_one_run(
     joined = json.loads(Path(f"{output}.manifest.json").read_text())
     alone = json.loads(Path(f"{whole(suffix)}.manifest.json").read_text())
     assert joined["counts"] == alone["counts"] and joined["shard"] is None
+
+
+def test_the_manifest_names_everything_that_decides_the_scores(
+    variants: Path, toy_model_dir: Path, tmp_path: Path
+) -> None:
+    regions, output = tmp_path / "r.bed", tmp_path / "o.vcf.gz"
+    regions.write_text("NC_000932.1\t0\t100000\n")
+    result = score(variants, output, toy_model_dir, "-R", regions, "--window", "48")
+    assert result.exit_code == 0, result.output
+    found = json.loads(Path(f"{output}.manifest.json").read_text())
+
+    def digest(path: Path, algorithm: str = "sha256") -> str:
+        return hashlib.new(algorithm, path.read_bytes()).hexdigest()
+
+    assert found["genome"]["md5"] == digest(FASTA, "md5")
+    assert found["variants"]["sha256"] == digest(variants)
+    assert found["model"]["sha256"] == digest(toy_model_dir / "model.safetensors")
+    assert found["output"] == {"file": str(output), "sha256": digest(output), "format": "vcf.gz"}
+    assert found["options"]["--regions-file"] == {"file": str(regions), "sha256": digest(regions)}
+    assert found["options"]["--window"] == 48 and found["run"]["window"] == 48
+    assert found["versions"]["torch"] == str(torch.__version__)
+    assert found["device"] == "cpu" and found["command"] is None
+    assert found["counts"]["by_status"] == {"missing_alt": 1, "ok": 34, "star": 1, "symbolic": 1}
+    assert found["tokens"]["tokens"] > 0 and 0 < found["reference_bits_per_base"] < 10
+
+
+def test_what_has_no_score_is_listed_with_its_reason(whole: Callable[[str], Path]) -> None:
+    lines = Path(f"{whole('tsv')}.skipped").read_text().splitlines()
+    assert lines[0] == "#chrom\tpos\tid\tref\talt\tstatus\treason"
+    rows = [line.split("\t") for line in lines[1:]]
+    assert [(row[2], row[4], row[5]) for row in rows] == [
+        ("none", "*", "star"),
+        ("none", "<DEL>", "symbolic"),
+        ("none", ".", "missing_alt"),
+        (".", "G", "contig_unknown"),
+    ]
+    assert all(len(row) == 7 and row[6] == REASONS[AlleleStatus(row[5])] for row in rows)
+
+
+def test_files_beside_the_output_are_not_overwritten(
+    variants: Path, toy_model_dir: Path, tmp_path: Path
+) -> None:
+    output, listed = tmp_path / "o.tsv", tmp_path / "listed"
+    for path in (listed, tmp_path / "o.tsv.manifest.json"):
+        path.write_text("precious")
+        result = score(variants, output, toy_model_dir, "--skipped", listed)
+        assert (
+            result.exit_code == 1 and "--force" in result.stderr and path.read_text() == "precious"
+        )
+        path.unlink()
+    for clash in (variants, output):
+        result = score(variants, output, toy_model_dir, "--skipped", clash, "--force")
+        assert result.exit_code == 2 and "would be written over" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_merge_says_what_does_not_belong_together(
