@@ -11,7 +11,14 @@ import torch
 from evo_toolkit.checkpoint.load import load_model
 from evo_toolkit.inference.runner import LogProbRunner
 from evo_toolkit.model.striped_hyena import StripedHyena2
-from evo_toolkit.variants.reuse import LogProbPair, ReusedPrefixes, WholeWindows, WindowGroup
+from evo_toolkit.variants.reading import Wanted
+from evo_toolkit.variants.reuse import (
+    Adaptive,
+    LogProbPair,
+    ReusedPrefixes,
+    WholeWindows,
+    WindowGroup,
+)
 
 WINDOW = 1024
 
@@ -75,3 +82,29 @@ def test_scores_do_not_depend_on_batch_mates_bit_for_bit(model: StripedHyena2, s
             for pair, wanted in zip(one, other, strict=True):
                 assert np.array_equal(pair.ref, wanted.ref, equal_nan=True)
                 assert np.array_equal(pair.alt, wanted.alt, equal_nan=True)
+
+
+@pytest.mark.parametrize("step", [1, 32])
+def test_adaptive_suffixes_bases_and_layers_bit_for_bit(model: StripedHyena2, step: int) -> None:
+    given = groups(12)
+    wanted = Wanted(bases=True, layers=("blocks.1", "norm"))
+    runner = ReusedPrefixes(model, WINDOW, step=step, suffix=Adaptive(0.2), wanted=wanted)
+    together = runner(given)
+    alone = [runner([group])[0] for group in given[::-3]][::-1]
+    whole = WholeWindows(LogProbRunner(model, WINDOW), wanted)(given)
+    for one, other in zip(alone, together[2::3], strict=True):
+        for pair, expected in zip(one, other, strict=True):
+            assert len(pair.ref) == len(pair.alt)
+            for name in ("ref", "alt", "bases_ref", "bases_alt"):
+                values = getattr(pair, name), getattr(expected, name)
+                assert np.array_equal(*values, equal_nan=True), name
+            for layer in wanted.layers:
+                assert np.array_equal(pair.layers_alt[layer], expected.layers_alt[layer])
+    lengths = [len(pair.alt) for found in together for pair in found]
+    assert min(lengths) < WINDOW
+    bound = 1e-4 if model.policy.compute_dtype is torch.float32 else 1.0
+    for one, other in zip(together, whole, strict=True):
+        for pair, expected in zip(one, other, strict=True):
+            assert pair.bases_alt is not None and expected.bases_alt is not None
+            apart = np.abs(pair.bases_alt[1:] - expected.bases_alt[1 : len(pair.alt)])
+            assert apart.max() < bound
