@@ -12,8 +12,9 @@ import torch
 from evo_toolkit.checkpoint.cache import cached_sha256
 from evo_toolkit.checkpoint.names import rounded_when_released, weight_bytes
 from evo_toolkit.checkpoint.opening import Opened, open_source, refuse_inaccurate
-from evo_toolkit.errors import CheckpointError, UsageError
+from evo_toolkit.errors import CheckpointError
 from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.device import resolve_device as resolve_device
 from evo_toolkit.model.precision import PrecisionPolicy, resolve_precision
 from evo_toolkit.model.striped_hyena import StripedHyena2
 
@@ -118,33 +119,6 @@ def build_model(opened: Opened, device: torch.device, policy: PrecisionPolicy) -
     assert not left, left
     model.source = opened.name
     return model.eval()
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Turn "auto", a device string or a device into a device that exists.
-
-    Raises:
-        UsageError: if it does not.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise UsageError(f"device {device!r} is unknown; use auto, cpu, cuda or cuda:N") from None
-    if place.type not in ("cpu", "cuda"):
-        raise UsageError(f"device {str(device)!r} is not supported; use auto, cpu, cuda or cuda:N")
-    if place.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UsageError(
-                f"device {str(device)!r}: no NVIDIA GPU is usable here; use cpu, or run evo-toolkit doctor"
-            )
-        count = torch.cuda.device_count()
-        if place.index is not None and place.index >= count:
-            raise UsageError(
-                f"device {str(device)!r}: this machine has {count} GPUs, numbered from 0"
-            )
-    return place
 
 
 def total_memory(device: torch.device) -> int:

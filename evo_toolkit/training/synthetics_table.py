@@ -40,6 +40,7 @@ from evo_data.errors import EvoDataError
 from evo_toolkit._version import __version__
 from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.device import resolve_device
 from evo_toolkit.model.layers import LAYER_KINDS
 from evo_toolkit.training.optim import OptimizerConfig
 from evo_toolkit.training.recipe_files import packaged_recipe
@@ -481,6 +482,7 @@ def _run(options: argparse.Namespace) -> int:
         raise UsageError("--jobs and --max-steps must be at least 1")
     if min(options.seeds) < 0:
         raise UsageError(f"seed {min(options.seeds)} must be 0 or more")
+    resolve_device(options.device)
     lines = read_lines(options.output)
     if options.table:
         print(table(lines))

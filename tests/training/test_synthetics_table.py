@@ -100,6 +100,9 @@ def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert path.read_text() == "mine\n"
     assert main(["-o", str(tmp_path / "absent" / "t.jsonl"), *SMALL]) == 2
     assert main(["-o", str(tmp_path / "t.jsonl"), *SMALL, "--jobs", "0"]) == 2
+    capsys.readouterr()
+    assert main(["-o", str(tmp_path / "t.jsonl"), *SMALL, "--device", "abacus"]) == 2
+    assert capsys.readouterr().err.startswith("Error: device 'abacus' is unknown; use ")
     assert main(["-o", str(tmp_path / "t.jsonl"), *SMALL[:-3], "-1"]) == 2
 
 
