@@ -635,6 +635,8 @@ class ReusedPrefixes:
     def estimate(self, num_references: int, num_alternates: int) -> float:
         prefixes = -(-num_references // self._prefix_shape[0])
         suffixes = -(-(num_references + num_alternates) // self._suffix_shape[0])
+        if not self.wanted.alternate:  # nearly all forks lie where a prefix ends
+            suffixes = 0
         return prefixes * self._prefix_seconds + suffixes * self._suffix_seconds
 
     @torch.inference_mode()
