@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from evo_data.csq import ConsequenceCaller
     from evo_data.fasta import Fasta
     from evo_data.interval import Interval
+    from evo_data.vcf_writer import ExitCallback
     from evo_toolkit.variants.dry_run import Forecast
     from evo_toolkit.variants.resume import ChunkStore
     from evo_toolkit.variants.run import Variants
@@ -330,6 +331,7 @@ def score(
                     options=option_values(click.get_current_context()) | computed.digests(),
                 )  # fmt: skip
                 store = stack.enter_context(ChunkStore(output, identity, restart=running.restart))
+                stack.push(say.kept(store))
                 say.resumed(store)
             if dry_run:
                 run, forecast, number = foresee(setting, running, device, opened, found)
@@ -414,11 +416,14 @@ def _score_all(
 ) -> Iterator[ScoredRecord]:
     """Yield the records with their scores, from chunks that are there or are scored now."""
     from evo_toolkit.variants.chunks import cut
-    from evo_toolkit.variants.workers import score_chunks
+    from evo_toolkit.variants.workers import read_ahead, score_chunks
 
     size = workers.windows_per_chunk if store is None else store.num_windows
     assert size is not None
     chunks = cut(found.records(), size)
+    if not found.source.is_stream:
+        # A thread that waits for stdin could not be ended.
+        chunks = read_ahead(chunks)
     with say.progress(found) as advance:
         for scored in score_chunks(chunks, workers, store, found=totals.add):
             yield scored
@@ -457,6 +462,17 @@ class _Reporter:
                 f"{variants.num_records:,} records, {variants.num_alleles:,} alternate alleles, "
                 f"{variants.num_candidates:,} of them with a sequence on a known contig"
             )
+
+    def kept(self, store: ChunkStore) -> ExitCallback:
+        """What to say if the run ends early."""
+
+        def leave(kind: object, error: BaseException | None, trace: object) -> None:
+            if error is not None and (number := store.num_kept()):
+                self.line(
+                    f"{number:,} finished chunks are kept in {store.folder}; the same command goes on from there"
+                )
+
+        return leave
 
     def resumed(self, store: ChunkStore) -> None:
         if store.num_found:

@@ -91,7 +91,7 @@ class ChunkStore:
         except BaseException:
             self.release()
             raise
-        self.num_found = sum(1 for _ in self.folder.glob("chunk-*.json.gz"))
+        self.num_found = self.num_kept()
         shapes = self._manifest.get("shapes")
         self.shapes = None if shapes is None else tuple((rows, length) for rows, length in shapes)
         self.num_windows: int | None = self._manifest.get("num_windows")
@@ -212,13 +212,14 @@ class ChunkStore:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None and not self._worth_keeping():
+        if error is not None and not self.num_kept():
             with suppress(OSError):
                 self.remove()
         self.release()
 
-    def _worth_keeping(self) -> bool:
-        return any(self.folder.glob("chunk-*.json.gz"))
+    def num_kept(self) -> int:
+        """Finished chunks that are there."""
+        return sum(1 for _ in self.folder.glob("chunk-*.json.gz"))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

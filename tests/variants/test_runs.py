@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -49,6 +50,7 @@ from evo_toolkit.variants.workers import (
     DeviceProcesses,
     WorkerSetting,
     device_list,
+    read_ahead,
     score_chunks,
 )
 
@@ -204,6 +206,33 @@ def bcf_parts(path: Path) -> tuple[set[bytes], bytes]:
     return set(data[9:end].rstrip(b"\0").splitlines()), data[end:]
 
 
+class TestReadingAhead:
+    def chunks(self, number: int, taken: list[int]) -> Iterator[Chunk]:
+        for i in range(number):
+            taken.append(i)
+            yield Chunk(i, ())
+        raise OSError("the disk is gone")
+
+    def test_order_and_errors_are_those_of_the_source(self) -> None:
+        ahead = read_ahead(self.chunks(20, []))
+        assert [next(ahead).number for _ in range(20)] == list(range(20))
+        with pytest.raises(OSError, match="the disk is gone"):
+            next(ahead)
+
+    def test_it_reads_a_little_ahead_and_ends_with_its_reader(self) -> None:
+        taken: list[int] = []
+        ahead = read_ahead(self.chunks(1000, taken))
+        assert next(ahead).number == 0
+        deadline = time.monotonic() + 10
+        while len(taken) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert len(taken) == 4  # one taken, two waiting, one in hand
+        ahead.close()  # type: ignore[attr-defined]
+        assert not [thread for thread in threading.enumerate() if thread.name == "reader"]
+        assert len(taken) <= 5
+
+
 @pytest.mark.parametrize("suffix", ["vcf", "vcf.gz", "bcf", "tsv", "tsv.gz", "parquet"])
 def test_shards_merge_to_the_file_of_one_run(
     whole: Callable[[str], Path], variants: Path, toy_model_dir: Path, tmp_path: Path, suffix: str
@@ -351,7 +380,9 @@ def test_the_same_command_goes_on(
     output = tmp_path / "o.tsv"
     with monkeypatch.context() as patched:
         break_after(patched, 2)
-        assert isinstance(score(variants, output, toy_model_dir).exception, _Killed)
+        result = score(variants, output, toy_model_dir)
+        assert isinstance(result.exception, _Killed)
+        assert "2 finished chunks are kept" in result.stderr
     assert not output.exists()
     assert {p.name for p in tmp_path.iterdir()} == {"o.tsv.partial"}
     scored = break_after(monkeypatch, -1)
