@@ -333,6 +333,7 @@ class DeviceProcesses:
         """
         while True:
             busy = {w.connection: w for w in self._workers if w.chunk is not None}
+            assert busy, "no chunk was submitted"
             for ready in wait(list(busy)):
                 worker = busy[ready]  # type: ignore[index]
                 data = self._receive(worker)
