@@ -71,8 +71,8 @@ def suffix_command(
     from evo_toolkit.cli.common import refuse_input_as_output
     from evo_toolkit.cli.progress import progress_bar
     from evo_toolkit.evaluation.suffixes import compare_suffixes
-    from evo_toolkit.variants.reuse import parse_suffix
     from evo_toolkit.variants.run import open_variants
+    from evo_toolkit.variants.suffix import parse_suffix
 
     name = require_model(model)
     if output is not None:

@@ -247,8 +247,8 @@ def score(
     from evo_toolkit.errors import UsageError
     from evo_toolkit.inference.domain import check_domain
     from evo_toolkit.variants.output import VCF_FORMATS, check_output, check_prefix_free
-    from evo_toolkit.variants.reuse import parse_suffix
     from evo_toolkit.variants.run import open_variants
+    from evo_toolkit.variants.suffix import parse_suffix
 
     name = require_model(model)
     chosen = preset_values(

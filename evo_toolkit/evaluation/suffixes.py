@@ -21,10 +21,8 @@ from evo_toolkit.evaluation.statistics import spearman
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.variants.reading import Tokens
 from evo_toolkit.variants.reuse import (
-    Adaptive,
     LogProbPair,
     ReusedPrefixes,
-    Suffix,
     TokenCount,
     WindowGroup,
     change_of,
@@ -32,6 +30,7 @@ from evo_toolkit.variants.reuse import (
 )
 from evo_toolkit.variants.score import VariantScorer
 from evo_toolkit.variants.scores import AlleleScore, strand_score
+from evo_toolkit.variants.suffix import Adaptive, Suffix
 
 FULL = "full"
 _FEWEST = 3

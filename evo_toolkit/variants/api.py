@@ -14,10 +14,10 @@ from evo_data.fasta import Fasta
 from evo_data.variant_sources import Selection, open_source, parse_regions
 from evo_toolkit.errors import OutOfDomainWarning
 from evo_toolkit.variants.allele_methods import MethodOptions
-from evo_toolkit.variants.reuse import parse_suffix
 from evo_toolkit.variants.run import ScoringRun, open_variants
 from evo_toolkit.variants.score import DEFAULT_MAX_ALLELE
 from evo_toolkit.variants.scores import TABLE_COLUMNS, table_row
+from evo_toolkit.variants.suffix import parse_suffix
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,9 +23,10 @@ from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.inference.domain import OUT_OF_DOMAIN_FLAG, check_domain
 from evo_toolkit.variants.allele_methods import AlleleMethods, MethodOptions
 from evo_toolkit.variants.reading import LOG_PROBS
-from evo_toolkit.variants.reuse import Suffix, window_runner
+from evo_toolkit.variants.reuse import window_runner
 from evo_toolkit.variants.score import DEFAULT_MAX_ALLELE, ReferenceBits, VariantScorer
 from evo_toolkit.variants.scores import RunInfo, ScoredRecord
+from evo_toolkit.variants.suffix import Suffix
 
 if TYPE_CHECKING:
     from evo_toolkit.model.striped_hyena import StripedHyena2

@@ -12,13 +12,8 @@ from evo_toolkit.checkpoint.load import load_model
 from evo_toolkit.inference.runner import LogProbRunner
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.variants.reading import Wanted
-from evo_toolkit.variants.reuse import (
-    Adaptive,
-    LogProbPair,
-    ReusedPrefixes,
-    WholeWindows,
-    WindowGroup,
-)
+from evo_toolkit.variants.reuse import LogProbPair, ReusedPrefixes, WholeWindows, WindowGroup
+from evo_toolkit.variants.suffix import Adaptive
 
 WINDOW = 1024
 

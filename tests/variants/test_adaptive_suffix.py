@@ -20,13 +20,8 @@ from evo_toolkit.errors import UsageError
 from evo_toolkit.model.state import gather_forks, gather_rows
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.variants.api import score_variants
-from evo_toolkit.variants.reuse import (
-    Adaptive,
-    ReusedPrefixes,
-    WindowGroup,
-    parse_suffix,
-    window_runner,
-)
+from evo_toolkit.variants.reuse import ReusedPrefixes, WindowGroup, window_runner
+from evo_toolkit.variants.suffix import Adaptive, parse_suffix
 
 WINDOW = 128
 PIECE = WINDOW // 32
