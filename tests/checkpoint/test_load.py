@@ -100,7 +100,9 @@ def test_the_checksum_is_computed_once_until_the_file_changes(
     assert first == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert remembered_sha256(path) == first
     with monkeypatch.context() as patch:
-        patch.setattr("evo_toolkit.checkpoint.cache.sha256_file", lambda _: pytest.fail("computed"))
+        patch.setattr(
+            "evo_toolkit.checkpoint.cache.file_digest", lambda *_: pytest.fail("computed")
+        )
         assert cached_sha256(path) == first
     path.write_bytes(b"abcd")
     assert remembered_sha256(path) is None
