@@ -35,17 +35,25 @@ def check_blocks(qkv: Tensor) -> tuple[int, int, int]:
     return B, L, C // 3
 
 
+def check_divides(what: str, number: int, width: int) -> None:
+    """Raise unless so many of `what` (a plural) share the channels equally."""
+    if number < 1 or width % number:
+        raise KernelError(f"there are {number} {what}; the number must divide the {width} channels")
+
+
 def check_qkv(qkv: Tensor, featurizer: Tensor) -> tuple[int, int, int]:
     """Return (B, L, D) of projected inputs in blocks [q | k | v] with their featurizer taps."""
     B, L, D = check_blocks(qkv)
     check_shape("featurizer", featurizer, (3 * D, None))
+    if featurizer.shape[1] < 1:
+        raise KernelError("featurizer has no taps; it has at least one")
     return B, L, D
 
 
 def check_groups(h: Tensor, width: int) -> int:
     """Return the group size of grouped taps `[G, K]`."""
     check_shape("h", h, (None, None))
-    if width % h.shape[0]:
+    if h.shape[0] < 1 or width % h.shape[0]:
         raise KernelError(
             f"h has {h.shape[0]} filter groups; the number must divide the {width} channels"
         )

@@ -354,6 +354,13 @@ def test_wrong_shapes_and_backends_are_one_clear_line() -> None:
         _h3({**inputs, "skip": torch.zeros(4), **_ssm(4, 2)})
     with pytest.raises(KernelError, match="there are 3 filters; the number must divide the 5"):
         diagonal_ssm(inputs["qkv"][..., :5], modes, inputs["skip"])
+    none = DiagonalModes(torch.zeros(0, 2, 2), torch.zeros(0, 2, 2))
+    with pytest.raises(KernelError, match="there are 0 filters"):
+        diagonal_ssm(inputs["qkv"], none, torch.zeros(0))
+    with pytest.raises(KernelError, match="there are 0 heads"):
+        h3(inputs["qkv"], torch.zeros(6, 3), none, torch.zeros(0))
+    with pytest.raises(KernelError, match="the shift has no taps"):
+        h3(inputs["qkv"], torch.zeros(6, 0), modes, inputs["skip"])
     with pytest.raises(KernelError, match="three equal blocks"):
         _h3({**inputs, "qkv": inputs["qkv"][..., :-1]})
     with pytest.raises(KernelError, match="no positions"):

@@ -462,6 +462,10 @@ def test_wrong_use_is_one_clear_line() -> None:
     inputs = _inputs(4, 7, 2)
     with pytest.raises(KernelError, match="7 filter groups; the number must divide the 6"):
         _operator({**inputs, "h": torch.zeros(7, 3)})
+    with pytest.raises(KernelError, match="0 filter groups; the number must divide the 6"):
+        _operator({**inputs, "h": torch.zeros(0, 3)})
+    with pytest.raises(KernelError, match="featurizer has no taps"):
+        _operator({**inputs, "featurizer": torch.zeros(18, 0)})
     with pytest.raises(KernelError, match="h has no taps"):
         _operator({**inputs, "h": torch.zeros(2, 0)})
     with pytest.raises(KernelError, match="h_ahead has shape"):
@@ -491,6 +495,10 @@ def test_wrong_butterflies_are_one_clear_line() -> None:
         _learned(inputs, factors, {n: x[:1] for n, x in factors.items()})
     with pytest.raises(KernelError, match="divides the 2 filter groups"):
         _learned(inputs, _factors(8, 3, 0), _factors(8, 3, 0))
+    with pytest.raises(KernelError, match=r"\[0\] heads; it must be one number"):
+        _learned(inputs, _factors(8, 0, 0), _factors(8, 0, 0))
+    with pytest.raises(KernelError, match="form is 'fixed'; use"):
+        _learned(inputs, factors, factors, "fixed")
     with pytest.raises(KernelError, match=r"input_factors are of sizes \[4\]; .* need \[16\]"):
         _learned(inputs, {4: torch.zeros(2, 4, 4, 2)}, factors)
     with pytest.raises(KernelError, match=r"input_factors\[16\] has shape"):

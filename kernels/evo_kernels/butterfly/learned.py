@@ -14,7 +14,7 @@ section 3 ("learned butterfly extension").
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -46,16 +46,26 @@ def learned_block_sizes(length: int, radix: int = LEARNED_RADIX) -> tuple[int, .
     return tuple(sizes)
 
 
+def _check_form(form: str) -> None:
+    if form not in get_args(LearnedForm):
+        raise KernelError(f'form is {form!r}; use "free" or "additive"')
+
+
 def initial_factors(sizes: Sequence[int], heads: int, form: LearnedForm) -> dict[int, Tensor]:
     """First values of the parameters of one transform: size of a pass to `[heads, n, n, 2]` float32.
 
     The last dimension holds real and imaginary part.
 
+    Args:
+        sizes: Points of each pass; those of one size share their matrix.
+        heads: Groups of channels with matrices of their own.
+        form: "free": the Fourier transform's matrices; "additive": normal noise of
+            `INITIAL_NOISE`, drawn from torch's own generator.
+
     Raises:
         KernelError: for an unknown form.
     """
-    if form not in ("free", "additive"):
-        raise KernelError(f'form is {form!r}; use "free" or "additive"')
+    _check_form(form)
     factors = {}
     for n in sorted(set(sizes), reverse=True):
         if form == "free":
@@ -80,7 +90,11 @@ def learned_matrices(
 
     Returns:
         For each pass complex `[H, n, n]`.
+
+    Raises:
+        KernelError: for an unknown form.
     """
+    _check_form(form)
     by_size = {}
     for n in set(sizes):
         matrix = torch.view_as_complex(factors[n].to(dtype).contiguous())

@@ -5,10 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from evo_kernels.backend import Backend, resolve
-from evo_kernels.checks import check_chunk, check_shape
+from evo_kernels.checks import check_chunk, check_divides, check_shape
 from evo_kernels.diagonal_ssm.modes import DiagonalModes
 from evo_kernels.diagonal_ssm.reference import DiagonalState, diagonal_ssm_reference
-from evo_kernels.errors import KernelError
 
 
 def check_modes(modes: DiagonalModes, skip: Tensor) -> tuple[int, int]:
@@ -53,8 +52,7 @@ def diagonal_ssm(
     """
     B, _, channels = check_chunk("u", u)
     G, N = check_modes(modes, skip)
-    if channels % G:
-        raise KernelError(f"there are {G} filters; the number must divide the {channels} channels")
+    check_divides("filters", G, channels)
     if state is not None:
         check_shape("state.modal", state.modal, (B, channels, N, 2))
     resolve("diagonal_ssm", backend, u, unsupported="it has none")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from evo_kernels.backend import Backend, resolve
-from evo_kernels.checks import check_blocks, check_shape
+from evo_kernels.checks import check_blocks, check_divides, check_shape
 from evo_kernels.diagonal_ssm.modes import DiagonalModes
 from evo_kernels.diagonal_ssm.op import check_modes
 from evo_kernels.errors import KernelError
@@ -50,9 +50,10 @@ def h3(
     """
     B, _, D = check_blocks(qkv)
     check_shape("taps", taps, (D, None))
+    if taps.shape[1] < 1:
+        raise KernelError("the shift has no taps; it has at least one")
     G, N = check_modes(modes, skip)
-    if D % G:
-        raise KernelError(f"there are {G} heads; the number must divide the {D} channels")
+    check_divides("heads", G, D)
     if state is not None:
         check_shape("state.keys", state.keys, (B, taps.shape[1] - 1, D))
         check_shape("state.modal", state.modal, (B, D, D // G, N, 2))

@@ -21,7 +21,7 @@ from evo_kernels.long_conv.reference import (
 )
 
 _NO_KERNEL = "it has none"
-# Passes of two points over the longest segments.
+# Passes of two points, in segments of 8192.
 _MAX_ORDER = 13
 
 
@@ -79,8 +79,7 @@ def long_conv(
 
     Raises:
         KernelError: if shapes disagree, G does not divide D, the algorithm is unknown, the order
-            does not exist, or a bidirectional convolution is asked for or given a
-            state.
+            does not exist, or a bidirectional convolution is given a state or asked for one.
         KernelUnavailableError: for "triton".
 
     Source: Fu et al., "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", 2023.
@@ -137,8 +136,8 @@ def learned_long_conv(
         `[B, L, D]` in the dtype of `qkv`.
 
     Raises:
-        KernelError: if shapes disagree, H does not divide G, or the sequence is longer than the
-            filter.
+        KernelError: if shapes disagree, H does not divide G, the form is unknown, or the sequence is
+            longer than the filter.
         KernelUnavailableError: for "triton".
 
     Source: Fu et al., "Simple Hardware-Efficient Long Convolutions for Sequence Modeling", 2023.
@@ -151,7 +150,7 @@ def learned_long_conv(
         )
     sizes = learned_block_sizes(learned_transform_size(K))
     heads = {x.shape[0] for factors in (input_factors, filter_factors) for x in factors.values()}
-    if len(heads) != 1 or G % min(heads):
+    if len(heads) != 1 or min(heads) < 1 or G % min(heads):
         raise KernelError(
             f"the butterflies have {sorted(heads)} heads; it must be one number that divides the {G} filter groups"
         )

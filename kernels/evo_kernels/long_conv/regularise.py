@@ -65,9 +65,15 @@ def smooth_spectrum(h: Tensor, width: int) -> Tensor:
 def squash(h: Tensor, threshold: float) -> Tensor:
     """`sign(h) max(|h| - threshold, 0)`: small values become zero, large ones move towards it.
 
+    Args:
+        h: Filters, `[G, K]`.
+        threshold: In units of the filters' values; 0 leaves them as they are.
+
     Raises:
-        KernelError: for a negative threshold.
+        KernelError: for a threshold that is negative or not finite.
     """
     if not 0 <= threshold < math.inf:
-        raise KernelError(f"squash has a threshold of {threshold}; it must be at least 0")
+        raise KernelError(
+            f"squash has a threshold of {threshold}; it must be finite and at least 0"
+        )
     return h if threshold == 0 else F.softshrink(h, threshold)
