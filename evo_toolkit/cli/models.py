@@ -150,6 +150,11 @@ def _print_config(config: StripedHyena2Config) -> None:
     _print("layers", f"{config.num_layers}: {config.pattern}")
     _print("width", f"{config.width}, MLP {config.mlp_width}, {config.num_heads} heads")
     _print("filter groups", config.filter_groups)
+    for kind in config.layer_kinds():
+        if kind.fields:
+            _print(kind.name, ", ".join(f"{name} {getattr(config, name)}" for name in kind.fields))
+    if config.looks_ahead():
+        _print("looks ahead", f"{config.looks_ahead()}: no scores, no generation")
     _print("context", f"{config.context_length:,} bases")
     rotary = f"base {config.rotary_base:g}"
     if config.rotary_interpolation != 1:

@@ -134,11 +134,14 @@ class StripedHyena2Config:
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, str):
             # YAML reads the digits of H3 and S4D as a number.
-            raise ConfigError(
-                f"pattern is {self.pattern!r}; it must be text: put it in quotes, '{self.pattern}'"
+            quotes = (
+                f": put it in quotes, '{self.pattern}'" if isinstance(self.pattern, int) else ""
             )
+            raise ConfigError(f"pattern is {self.pattern!r}; it must be text{quotes}")
+        if not self.pattern:
+            raise ConfigError(f"pattern is empty; give each layer a symbol: {described_symbols()}")
         unknown = sorted(set(self.pattern) - set(LAYER_KINDS))
-        if not self.pattern or unknown:
+        if unknown:
             raise ConfigError(
                 f"pattern {self.pattern!r} has unknown layers {unknown}; use {described_symbols()}"
             )

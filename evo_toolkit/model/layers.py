@@ -69,11 +69,16 @@ def require_whole(config: StripedHyena2Config, names: Iterable[str]) -> None:
             raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1")
 
 
+def _is_number(value: object) -> bool:
+    """Whether it is a finite number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def require_positive(config: StripedHyena2Config, names: Iterable[str]) -> None:
     """Raise ConfigError unless the fields are finite numbers above 0."""
     for name in names:
         value = getattr(config, name)
-        if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        if not (_is_number(value) and value > 0):
             raise ConfigError(f"{name} is {value!r}; it must be a positive number")
 
 
@@ -266,15 +271,21 @@ def _check_long(config: StripedHyena2Config) -> None:
         raise ConfigError(
             f"long_bidirectional is {config.long_bidirectional!r}; it must be true or false"
         )
-    if isinstance(config.long_squash, bool) or not 0 <= config.long_squash < math.inf:
-        raise ConfigError(f"long_squash is {config.long_squash!r}; it must be at least 0")
+    if not (_is_number(config.long_squash) and config.long_squash >= 0):
+        raise ConfigError(
+            f"long_squash is {config.long_squash!r}; it must be a number of at least 0"
+        )
     for name in ("long_dropout", "long_butterfly_dropout"):
         value = getattr(config, name)
-        if isinstance(value, bool) or not 0 <= value < 1:
+        if not (_is_number(value) and 0 <= value < 1):
             raise ConfigError(f"{name} is {value!r}; a share lies from 0 to below 1")
     if config.width % config.long_butterfly_heads:
         raise ConfigError(
             f"long_butterfly_heads {config.long_butterfly_heads} does not divide width {config.width}; choose a divisor"
+        )
+    if config.long_butterfly != "fixed" and config.context_length > config.long_length:
+        raise ConfigError(
+            f"context_length {config.context_length} is above long_length {config.long_length}, and a learned butterfly takes no longer sequences; raise long_length or lower context_length"
         )
 
 

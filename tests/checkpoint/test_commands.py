@@ -23,6 +23,7 @@ from evo_toolkit.inference import machine
 from evo_toolkit.model.config import Evidence, StripedHyena2Config
 from evo_toolkit.model.precision import PrecisionPolicy
 from evo_toolkit.model.registry import MODELS
+from evo_toolkit.model.striped_hyena import StripedHyena2
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +98,22 @@ def test_info_of_a_released_model_that_is_not_here() -> None:
     ):
         assert part in result.stdout
     assert "models download evo2_40b" in failed(run("models", "info", "evo2_40b", "--verify"), 1)
+
+
+def test_info_says_what_layers_are_made_of_and_which_look_ahead(tmp_path: Path) -> None:
+    config = StripedHyena2Config(
+        name="toy", pattern="L3*", width=16, num_heads=2, mlp_width=24, filter_groups=4,
+        context_length=8, vocab_size=256, long_length=8, long_butterfly="free", h3_head_width=4,
+    )  # fmt: skip
+    state = StripedHyena2(config, generator_seed=0).state_dict()
+    path = save_pretrained(state, config, tmp_path / "m", provenance={"source": "test"})
+    shown = run("models", "info", path).stdout
+    assert "H3                h3_shift_length 64, h3_head_width 4, ssm_order 32" in shown
+    assert "long convolution  long_length 8, long_init geometric" in shown
+    assert "looks ahead       long convolution: long_butterfly is free: no scores" in shown
+    # A short input is no longer than what the layers take.
+    copied = run("convert", path, tmp_path / "copy", "--verify")
+    assert copied.exit_code == 0, copied.output
 
 
 def test_info_of_a_folder_prints_provenance_and_evidence(

@@ -71,7 +71,8 @@ def test_every_model_that_depends_on_fp8_says_what_bf16_costs() -> None:
     ("changes", "message"),
     [
         ({"pattern": "SDX"}, r"unknown layers \['X'\]"),
-        ({"pattern": ""}, "pattern"),
+        ({"pattern": ""}, r"pattern is empty; .*S \(Hyena-SE\)"),
+        ({"pattern": None}, "pattern is None; it must be text$"),
         ({"pattern": 34}, "pattern is 34; it must be text: put it in quotes, '34'"),
         ({"filter_groups": 5}, "filter_groups 5 does not divide width 32"),
         ({"num_heads": 3}, "num_heads 3 must divide"),
@@ -88,6 +89,7 @@ def test_every_model_that_depends_on_fp8_says_what_bf16_costs() -> None:
         ({"pattern": "4", "ssm_discretisation": "euler"}, "'euler'; use bilinear or zoh"),
         ({"pattern": "4", "ssm_min_step": 0.2}, "ssm_min_step 0.2 is above ssm_max_step 0.1"),
         ({"pattern": "4", "ssm_min_step": 0.0}, "ssm_min_step is 0.0"),
+        ({"pattern": "4", "ssm_min_step": True}, "ssm_min_step is True; it must be a positive"),
         ({"pattern": "4", "ssm_max_step": "1"}, "ssm_max_step is '1'"),
     ],
 )
