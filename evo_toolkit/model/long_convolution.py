@@ -94,7 +94,7 @@ class LongConvolution(nn.Module):
             UsageError: for a state, given or asked for, where outputs depend on later positions.
         """
         if state is not None or return_state:
-            self.config.require_causal("take a sequence in pieces")
+            self.config.require_causal("take a sequence in pieces, as generation and scores do")
         h = self.regularised(self.h)
         ahead = None if self.h_ahead is None else self.regularised(self.h_ahead)
         if self.input_factors is None or self.filter_factors is None:

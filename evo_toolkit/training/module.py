@@ -96,6 +96,8 @@ class EvoModule(LightningModule):
         super().__init__()
         if checkpoint_blocks < 0:
             raise UsageError(f"checkpoint_blocks is {checkpoint_blocks}; it must be at least 0")
+        # Here as well as where the loss is made: nothing of the run has been written yet.
+        config.require_causal("be trained to predict the next base")
         self.config = config
         self.optimizer_config = optimizer
         self.schedule = schedule

@@ -56,7 +56,11 @@ class PositionModel:
 
         Args:
             bases: Also return the log-probability of each of the four bases.
+
+        Raises:
+            UsageError: for a model with layers that look ahead.
         """
+        model.config.require_causal("predict the next base")
         self.model = model
         self.bases = bases
         self.num_bases = 0

@@ -25,6 +25,7 @@ from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.training.flops import forward_flops
 from evo_toolkit.training.loss import NextTokenObjective
 from evo_toolkit.training.optim import OptimizerConfig, build_optimizer, parameter_groups
+from evo_toolkit.variants.positions import PositionModel
 
 LOOKS_AHEAD = [
     {"long_bidirectional": True},
@@ -36,7 +37,7 @@ LOOKS_AHEAD = [
 def config(**changes: object) -> StripedHyena2Config:
     values: dict[str, object] = {
         "name": "toy", "pattern": "LS*", "width": 16, "num_heads": 2, "mlp_width": 24,
-        "filter_groups": 4, "context_length": 256, "vocab_size": 256, "long_length": 200,
+        "filter_groups": 4, "context_length": 200, "vocab_size": 256, "long_length": 200,
     }  # fmt: skip
     return StripedHyena2Config(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -179,7 +180,7 @@ def test_dropout_of_butterflies_takes_whole_entries_in_training_alone(form: str)
 @pytest.mark.parametrize("changes", [{}, *LOOKS_AHEAD])
 def test_tensors_and_counts_are_those_of_the_table(changes: dict[str, object]) -> None:
     for length in (1, 5, 64, 200):
-        shape = config(**changes, long_length=length)
+        shape = config(**changes, long_length=length, context_length=length)
         model = StripedHyena2(shape, generator_seed=0)
         found = {name: tuple(x.shape) for name, x in model.state_dict().items()}
         assert found == tensor_shapes(shape)
@@ -265,6 +266,8 @@ def test_models_that_look_ahead_say_what_they_cannot_do(changes: dict[str, objec
         model.token_log_probs(tokens)
     with pytest.raises(UsageError, match="cannot predict the next base"):
         log_likelihood(model, ["ACGT" * 60])
+    with pytest.raises(UsageError, match="cannot predict the next base"):
+        PositionModel(model)
     with pytest.raises(UsageError, match="cannot be trained to predict the next base"):
         NextTokenObjective(model)
     with pytest.raises(UsageError, match="cannot take a sequence in pieces"):
@@ -299,12 +302,19 @@ def test_learned_butterflies_take_sequences_up_to_the_filter() -> None:
         ({"long_length": 1.5}, r"long_length is 1\.5"),
         ({"long_smooth": 4}, "long_smooth is 4; a window has an odd width"),
         ({"long_smooth_spectrum": 2}, "long_smooth_spectrum is 2"),
-        ({"long_squash": -0.1}, r"long_squash is -0\.1; it must be at least 0"),
+        ({"long_squash": -0.1}, r"long_squash is -0\.1; it must be a number of at least 0"),
+        ({"long_squash": float("inf")}, "long_squash is inf; it must be a number"),
+        ({"long_squash": "x"}, "long_squash is 'x'; it must be a number"),
+        ({"long_dropout": None}, "long_dropout is None; a share"),
         ({"long_dropout": 1.0}, r"long_dropout is 1\.0; a share"),
         ({"long_butterfly_dropout": -1}, "long_butterfly_dropout is -1"),
         ({"long_init": "zeros"}, "long_init is 'zeros'; use random, geometric"),
         ({"long_butterfly": "learned"}, "long_butterfly is 'learned'; use fixed, free, additive"),
         ({"long_butterfly_heads": 3}, "long_butterfly_heads 3 does not divide width 16"),
+        (
+            {"long_butterfly": "free", "context_length": 201},
+            "context_length 201 is above long_length 200, and a learned butterfly",
+        ),
         ({"long_bidirectional": "yes"}, "long_bidirectional is 'yes'; it must be true or false"),
     ],
 )

@@ -69,7 +69,8 @@ def test_models_that_look_ahead_are_refused_before_the_first_step(
 ) -> None:
     name, value = option
     with pytest.raises(UsageError, match=f"cannot be trained to predict the next base.*{name}"):
-        fit(tmp_path, *HYBRID, f"--model.config.{name}", value)
+        fit(tmp_path / "run", *HYBRID, f"--model.config.{name}", value)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
