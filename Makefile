@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 test: lint types layers
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(PYTEST_FLAGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels/test_*_triton.py -n 2 -m "not slow and not gpu"
 
 # Every kernel with every launch configuration; the table at the end belongs in docs/benchmarks.md.

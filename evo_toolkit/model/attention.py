@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
 from evo_kernels import attention_two_segment, cudnn
 from evo_kernels.rotary import rotary
 from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.mixer import Mixer
 from evo_toolkit.model.precision import PrecisionPolicy
 from evo_toolkit.model.rotary import rotary_frequencies, rotary_table
 from evo_toolkit.model.state import AttentionState
@@ -109,7 +110,7 @@ def _append(buffer: Tensor, filled: int, new: Tensor, capacity: int) -> Tensor:
     return grown
 
 
-class Attention(nn.Module):
+class Attention(Mixer):
     """Multi-head causal attention on projected inputs.
 
     The frequencies are a buffer because released checkpoints carry them.
@@ -129,7 +130,7 @@ class Attention(nn.Module):
             ),
         )
 
-    def forward(
+    def mix(
         self, qkv: Tensor, state: AttentionState | None = None, *, return_state: bool = False
     ) -> tuple[Tensor, AttentionState | None]:
         """Mix a chunk.
@@ -142,9 +143,8 @@ class Attention(nn.Module):
             `[B, L, D]`, and the new state if asked for.
         """
         B, L, C = qkv.shape
-        q, k, v = (x.reshape(B, L, self.num_heads, -1) for x in qkv.chunk(3, dim=-1))
         filled = 0 if state is None else int(state.length)
-        q, k = self._rotated(q, k, _starts(state, filled))
+        q, k, v = self.heads(qkv, *_starts(state, filled))
         if state is None:
             new_state = self._first_state(k, v) if return_state else None
             y = self._attend(q, k, v, cached=return_state)
@@ -158,6 +158,20 @@ class Attention(nn.Module):
             else:
                 y = self._continue(q, state.prefix_k, state.prefix_v, own_k, own_v)
         return y.reshape(B, L, C // 3), new_state if return_state else None
+
+    def heads(self, qkv: Tensor, *starts: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values, each `[B, L, H, E]`.
+
+        Args:
+            starts: Position of the first token in its sequence, one for all rows or one for each.
+        """
+        B, L, _ = qkv.shape
+        q, k, v = (x.reshape(B, L, self.num_heads, -1) for x in qkv.chunk(3, dim=-1))
+        return *self._rotated(q, k, starts), v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal attention of whole sequences of rotated heads, `[B, L, H, E]`."""
+        return self._attend(q, k, v, cached=False)
 
     def _rotated(self, q: Tensor, k: Tensor, starts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Rotate queries and keys; `starts` has one first position for all rows, or one for each."""

@@ -10,8 +10,17 @@ import math
 import torch
 from torch import Tensor, nn
 
-from evo_kernels import LIState, MRState, SEState, hyena_li, hyena_mr, hyena_se
+from evo_kernels import (
+    LIState,
+    MRState,
+    SEState,
+    hyena_li,
+    hyena_li_end_state,
+    hyena_mr,
+    hyena_se,
+)
 from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.mixer import Mixer
 from evo_toolkit.model.precision import PrecisionPolicy
 
 
@@ -19,7 +28,7 @@ def _uniform(*shape: int, bound: float) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))
 
 
-class HyenaSE(nn.Module):
+class HyenaSE(Mixer):
     """Short explicit filters, one per group of channels."""
 
     def __init__(self, config: StripedHyena2Config, policy: PrecisionPolicy) -> None:
@@ -29,7 +38,7 @@ class HyenaSE(nn.Module):
         self.featurizer = _uniform(3 * config.width, config.featurizer_length, bound=bound)
         self.h = _uniform(config.filter_groups, config.se_length, bound=bound)
 
-    def forward(
+    def mix(
         self, qkv: Tensor, state: SEState | None = None, *, return_state: bool = False
     ) -> tuple[Tensor, SEState | None]:
         """`[B, L, 3D]` to `[B, L, D]`, and the new state if asked for."""
@@ -39,7 +48,7 @@ class HyenaSE(nn.Module):
         )  # fmt: skip
 
 
-class HyenaMR(nn.Module):
+class HyenaMR(Mixer):
     """Medium-length explicit filters, one per group of channels, and a skip per channel.
 
     The filters start as small noise under an exponential window (the paper's regularisation); the
@@ -59,7 +68,7 @@ class HyenaMR(nn.Module):
         self.h = nn.Parameter(noise * window)
         self.D = nn.Parameter(torch.ones(config.width))
 
-    def forward(
+    def mix(
         self, qkv: Tensor, state: MRState | None = None, *, return_state: bool = False
     ) -> tuple[Tensor, MRState | None]:
         """`[B, L, 3D]` to `[B, L, D]`, and the new state if asked for."""
@@ -69,7 +78,7 @@ class HyenaMR(nn.Module):
         )  # fmt: skip
 
 
-class HyenaLI(nn.Module):
+class HyenaLI(Mixer):
     """Long implicit filters, a sum of real exponentials per channel, and a skip per channel."""
 
     def __init__(self, config: StripedHyena2Config, policy: PrecisionPolicy) -> None:
@@ -84,7 +93,7 @@ class HyenaLI(nn.Module):
         self.residues = nn.Parameter(torch.randn(D, N) * (0.1 / math.sqrt(N)))
         self.D = nn.Parameter(torch.ones(D))
 
-    def forward(
+    def mix(
         self, qkv: Tensor, state: LIState | None = None, *, return_state: bool = False
     ) -> tuple[Tensor, LIState | None]:
         """`[B, L, 3D]` to `[B, L, D]`, and the new state if asked for."""
@@ -92,3 +101,16 @@ class HyenaLI(nn.Module):
             qkv, self.featurizer, self.log_poles, self.residues, self.D, state,
             return_state=return_state, backend=self.policy.backend, rounding=self.policy.rounding,
         )  # fmt: skip
+
+    def end_state(self, qkv: Tensor, state: LIState | None = None) -> Tensor:
+        """The modal state after the last position, `[B, D, N]`, without the outputs.
+
+        With gradients it takes as long as `mix`; without, half.
+        """
+        if torch.is_grad_enabled():
+            new_state = self.mix(qkv, state, return_state=True)[1]
+            assert new_state is not None
+            return new_state.modal
+        return hyena_li_end_state(
+            qkv, self.featurizer, self.log_poles, state, backend=self.policy.backend
+        )

@@ -1,0 +1,136 @@
+"""What every rank of the tests of context parallelism runs: `python ranks.py RANK SIZE STORE OUT`.
+
+Rank 0 writes, as JSON, the largest difference of every case from the same computation in one process.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from evo_toolkit.errors import UsageError
+from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.precision import PrecisionPolicy
+from evo_toolkit.model.striped_hyena import StripedHyena2
+from evo_toolkit.parallel import ContextParallel, context_parallel
+from evo_toolkit.training.loss import NextTokenObjective
+
+# Three heads: two and four ranks have to fill up.
+SHAPE: dict[str, Any] = {
+    "name": "toy", "width": 12, "num_heads": 3, "mlp_width": 8, "filter_groups": 3,
+    "context_length": 256, "mr_length": 9, "li_order": 4,
+}  # fmt: skip
+
+
+def build(pattern: str) -> StripedHyena2:
+    """A float64 model whose filters matter."""
+    config = StripedHyena2Config(pattern=pattern, gelu_layers=(0,), **SHAPE)
+    policy = PrecisionPolicy(name="exact", compute_dtype=torch.float64)
+    model = StripedHyena2(config, policy=policy, generator_seed=0).double()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith((".h", ".residues", "featurizer")):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator).double() * 0.3)
+    return model
+
+
+def loss_and_gradients(
+    pattern: str, lengths: tuple[int, ...] | None, length: int, *, checkpointing: bool = False
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Logits, weighted loss and gradients; with `lengths`, of the parts and added over the ranks."""
+    model = build(pattern)
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randint(65, 85, (2, length + 1), generator=generator)
+    weights = torch.rand(2, length, generator=generator, dtype=torch.float64)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    objective = NextTokenObjective(model, checkpoint_blocks=1 if checkpointing else 0)
+    if lengths is None:
+        loss, _ = objective(inputs, targets, weights)
+        loss.backward()
+        with torch.no_grad():
+            logits = model(inputs)
+        return logits, loss.detach(), gradients(model)
+    group = dist.group.WORLD
+    assert group is not None
+    context = ContextParallel(group, lengths)
+    with context_parallel(model, context):
+        loss, _ = objective(*(context.part_of(x) for x in (inputs, targets, weights)))
+        loss.backward()
+        with torch.no_grad():
+            own = model(context.part_of(inputs))
+    longest = max(lengths)
+    parts = [torch.empty(2, longest, own.shape[2], dtype=own.dtype) for _ in lengths]
+    dist.all_gather(parts, F.pad(own, (0, 0, 0, longest - own.shape[1])))
+    logits = torch.cat([part[:, :n] for part, n in zip(parts, lengths, strict=True)], 1)
+    loss = loss.detach().clone()
+    dist.all_reduce(loss)
+    summed = gradients(model)
+    for gradient in summed.values():
+        dist.all_reduce(gradient)
+    return logits, loss, summed
+
+
+def gradients(model: StripedHyena2) -> dict[str, Tensor]:
+    """Of every parameter, zero where there is none."""
+    return {
+        name: (torch.zeros_like(p) if p.grad is None else p.grad.clone())
+        for name, p in model.named_parameters()
+    }
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """Largest difference, relative to the largest value."""
+    return float((one - other).abs().max() / other.abs().max().clamp(min=1e-30))
+
+
+def compare(pattern: str, lengths: tuple[int, ...], **options: Any) -> float:
+    """The largest difference of logits, loss and any gradient between ranks and one process."""
+    found = loss_and_gradients(pattern, lengths, sum(lengths), **options)
+    wanted = loss_and_gradients(pattern, None, sum(lengths))
+    worst = max(difference(a, b) for a, b in zip(found[:2], wanted[:2], strict=True))
+    return max(worst, *(difference(found[2][name], g) for name, g in wanted[2].items()))
+
+
+def refusal(pattern: str, lengths: tuple[int, ...]) -> str:
+    """What is said of a division that cannot be."""
+    try:
+        loss_and_gradients(pattern, lengths, sum(lengths))
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
+def main() -> None:
+    rank, size = int(sys.argv[1]), int(sys.argv[2])
+    store = dist.FileStore(sys.argv[3], size)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60)
+    )
+    even = (24,) * size
+    uneven = tuple(17 + 5 * i for i in range(size))
+    short_last = (*(30,) * (size - 1), 1)
+    results: dict[str, Any] = {
+        f"{pattern} {name}": compare(pattern, lengths)
+        for pattern in ("S", "D", "H", "*", "SDH*")
+        for name, lengths in (("even", even), ("uneven", uneven), ("short last", short_last))
+    }
+    results["SDH* checkpointing"] = compare("SDH*", uneven, checkpointing=True)
+    results["refused short"] = refusal("D", (5, *even[1:]))
+    results["refused kind"] = refusal("3", even)
+    results["refused lengths"] = refusal("S", (24,) * (size + 1))
+    if rank == 0:
+        Path(sys.argv[4]).write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
