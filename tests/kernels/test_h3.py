@@ -188,6 +188,13 @@ def test_zoh_of_a_slow_mode_does_not_cancel() -> None:
     torch.testing.assert_close(modes.residues[0, 0], torch.tensor([1.0, 0.0]).double())
 
 
+def test_decay_of_a_slow_bilinear_mode_keeps_its_digits() -> None:
+    """log |(1 + a/2) / (1 - a/2)| is a for small real a; 1 + a has none of its digits left."""
+    rate = torch.tensor([[1e-13]], dtype=torch.float64)
+    modes = discretise(rate.log(), torch.zeros(1, 1), torch.ones(1, 1, 2), torch.zeros(1))
+    torch.testing.assert_close(modes.log_poles[0, 0, 0], -rate[0, 0], rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("name", ["h3", "s4d"])
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_are_right(name: str, method: str) -> None:

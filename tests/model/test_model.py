@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from typing import Literal
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evo_kernels import diagonal_ssm
+from evo_kernels import diagonal_ssm, discretise
 from evo_toolkit.errors import UsageError
 from evo_toolkit.model.attention import Attention
 from evo_toolkit.model.config import StripedHyena2Config
@@ -339,6 +340,7 @@ def test_diagonal_models_start_as_s4d_lin() -> None:
     assert float(mixer.C.detach().square().sum(-1).mean()) == pytest.approx(1, rel=0.05)
     assert mixer.discretisation == "bilinear"
     assert torch.equal(mixer.shift_B.detach()[5], torch.eye(64)[0])
+    assert float(mixer.shift_C.detach().square().sum(1).mean()) == pytest.approx(1, rel=0.05)
     heads = StripedHyena2(config.replace(h3_head_width=8), generator_seed=0).blocks[0].mixer
     assert heads.D.shape == (32,) and heads.shift_C.shape == (256, 64)
 
@@ -356,6 +358,20 @@ def test_bits_do_not_depend_on_batch_mates(pattern: str, options: dict[str, int]
             logits = model(tokens)
             assert torch.equal(model(tokens[order]), logits[order]), (rows, length)
             assert torch.equal(model(other)[0], logits[0]), (rows, length)
+
+
+@pytest.mark.parametrize("pattern", ["3", "4"])
+@pytest.mark.parametrize("method", ["bilinear", "zoh"])
+def test_the_state_space_model_is_sampled_as_the_configuration_says(
+    pattern: str, method: Literal["bilinear", "zoh"]
+) -> None:
+    mixer = make(pattern, ssm_discretisation=method).blocks[0].mixer
+    parameters = (mixer.log_rates, mixer.frequencies, mixer.C, mixer.log_step)
+    expected = {name: discretise(*parameters, name) for name in ("bilinear", "zoh")}
+    for mine, theirs in zip(mixer.modes(), expected.pop(method), strict=True):
+        assert torch.equal(mine, theirs)
+    (other,) = expected.values()
+    assert not torch.equal(mixer.modes().log_poles, other.log_poles)
 
 
 def test_s4d_is_a_gelu_of_its_diagonal_model() -> None:
