@@ -67,6 +67,8 @@ MODELS = {
 
 # What every model is made equal to.
 _REFERENCE = "**"
+# How every line of the file begins.
+_LINE_START = b'{"task": "'
 # Steps that a probe times, after one that sets up.
 _PROBE_STEPS = 5
 
@@ -324,9 +326,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
+    if not path.is_file():
+        raise UsageError(f"{path} is no file; choose another name with -o")
     lines = []
     raw = path.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
+    whole, rest = raw[: raw.rfind(b"\n") + 1], raw[raw.rfind(b"\n") + 1 :]
+    if rest[: len(_LINE_START)] != _LINE_START[: len(rest)]:  # would be cut off
+        raise UsageError(f"the end of {path} is no run of this table; choose another file with -o")
     for number, text in enumerate(whole.splitlines(), 1):
         try:
             line = json.loads(text)
@@ -485,6 +491,10 @@ def _run(options: argparse.Namespace) -> int:
     resolve_device(options.device)
     lines = read_lines(options.output)
     if options.table:
+        if not any(line["status"] == "done" for line in lines):
+            raise UsageError(
+                f"{options.output} holds no finished run; leave --table out to make some"
+            )
         print(table(lines))
         return 0
     models = []

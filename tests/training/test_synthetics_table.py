@@ -98,6 +98,16 @@ def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(["-o", str(path), *SMALL]) == 2
     assert "line 1, is no run of this table" in capsys.readouterr().err
     assert path.read_text() == "mine\n"
+    # No half line of ours either: it would be cut off.
+    path.write_text("a line without an end")
+    assert main(["-o", str(path), *SMALL]) == 2
+    assert "the end of" in capsys.readouterr().err
+    assert path.read_text() == "a line without an end"
+    assert main(["-o", str(tmp_path), *SMALL]) == 2
+    assert "is no file" in capsys.readouterr().err
+    path.write_text("")
+    assert main(["-o", str(path), "--table"]) == 2
+    assert "holds no finished run" in capsys.readouterr().err
     assert main(["-o", str(tmp_path / "absent" / "t.jsonl"), *SMALL]) == 2
     assert main(["-o", str(tmp_path / "t.jsonl"), *SMALL, "--jobs", "0"]) == 2
     capsys.readouterr()
