@@ -25,7 +25,7 @@ from torch import Tensor
 
 from evo_kernels.backend import Backend
 from evo_toolkit.model.block import Block
-from evo_toolkit.model.config import LAYER_SYMBOLS
+from evo_toolkit.model.layers import LAYER_KINDS
 from evo_toolkit.model.precision import resolve_precision
 from evo_toolkit.model.registry import MODELS
 from evo_toolkit.model.striped_hyena import StripedHyena2
@@ -189,7 +189,7 @@ def print_layers(model: StripedHyena2, backend: str, rows: int, length: int, rou
 
     functions: dict[str, Callable[[], object]] = {"projections alone": alone}
     for symbol, block in blocks.items():
-        functions[LAYER_SYMBOLS[symbol]] = layer(block)
+        functions[LAYER_KINDS[symbol].name] = layer(block)
     times = interleaved(functions, rounds)
     floor = times["projections alone"]
     print(f"{backend}: mixing layers with their projections, {rows} x {length}")
