@@ -460,7 +460,7 @@ def _parsed(args: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.jsonl", help="one line a run; runs that it holds are not repeated")  # fmt: skip
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
-    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=tuple(MODELS), metavar="MODEL", help=", ".join(MODELS))  # fmt: skip
+    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=tuple(MODELS), metavar="MODEL", help=", ".join(f'"{name}"' for name in MODELS))  # fmt: skip
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")

@@ -106,7 +106,8 @@ def test_every_command_of_the_page_runs_at_toy_size(
     toy += ["--trainer.val_check_interval=2", "--trainer.limit_val_batches=1"]
     toy += ["--data.context_length=64", "--data.batch_size=2", "--data.num_workers=0"]
     if "pretrain" in command:
-        toy += [f"--model.config.{key}={value}" for key, value in _TOY_SHAPE.items()]
+        shape = {k: v for k, v in _TOY_SHAPE.items() if f"--model.config.{k}" not in words}
+        toy += [f"--model.config.{key}={value}" for key, value in shape.items()]
     else:
         toy += [f"--model.init_from={toy_model_dir}"]
     run([*words, *toy])
