@@ -166,3 +166,17 @@ def test_first_values() -> None:
     assert not torch.equal(noise[0], noise[1])
     with pytest.raises(KernelError, match="form is 'fixed'; use"):
         initial_factors((16,), 1, "fixed")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["conjugate", "factors exchanged", "natural order"])
+def test_the_comparison_with_torch_fft_notices(name: str) -> None:
+    x = torch.randn(2, 3, 2, 32, dtype=torch.float64)
+    sizes = (8, 4)
+    matrices = [dft_matrix(n, C128) for n in sizes]
+    if name == "conjugate":
+        matrices = [matrix.conj() for matrix in matrices]
+    elif name == "factors exchanged":
+        matrices.reverse()
+    order = torch.arange(32) if name == "natural order" else frequencies(sizes)
+    difference = butterfly(x, matrices) - torch.fft.fft(x)[..., order]
+    assert float(difference.abs().max()) > 1e-3

@@ -381,3 +381,50 @@ def test_wrong_shapes_and_backends_are_one_clear_line() -> None:
         _modes(inputs, "euler")
     with pytest.raises(KernelUnavailableError, match="h3 cannot run its Triton kernel: it has none"):  # fmt: skip
         _h3(inputs, backend="triton")
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "q and k swapped",
+        "skip dropped",
+        "shift's D dropped",
+        "taps moved",
+        "conjugate",
+        "zoh",
+        "fast",
+    ],
+)
+def test_the_comparison_with_the_recurrences_notices(name: str) -> None:
+    inputs = _inputs(70, 2)
+    q, k, v = inputs["qkv"].chunk(3, dim=-1)
+    wrong: dict[str, dict[str, Tensor]] = {
+        "q and k swapped": {"qkv": torch.cat([k, q, v], dim=-1)},
+        "skip dropped": {"skip": torch.zeros_like(inputs["skip"])},
+        "shift's D dropped": {"shift_D": torch.zeros_like(inputs["shift_D"])},
+        "taps moved": {"shift_C": inputs["shift_C"].roll(1, -1)},
+        "conjugate": {"frequencies": -inputs["frequencies"]},
+        "zoh": {},
+        "fast": {"log_rates": inputs["log_rates"] + 0.1},
+    }
+    expected = _loop_h3(inputs, "bilinear")
+    found, _ = _h3({**inputs, **wrong[name]}, "zoh" if name == "zoh" else "bilinear")
+    assert _relative(found, expected) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["skip dropped", "conjugate", "C halved", "slower"])
+def test_the_comparison_of_the_diagonal_model_notices(name: str) -> None:
+    parameters, skip, u = _ssm(3, 5), _randn(1)(3), _randn(2)(2, 70, 6)
+    wrong: dict[str, dict[str, Tensor]] = {
+        "skip dropped": {},
+        "conjugate": {"frequencies": -parameters["frequencies"]},
+        "C halved": {"C": parameters["C"] / 2},
+        "slower": {"log_step": parameters["log_step"] - 0.1},
+    }
+    modes = _modes({**parameters, **wrong[name]}, "zoh")
+    found, _ = diagonal_ssm(u, modes, torch.zeros_like(skip) if name == "skip dropped" else skip)
+    assert _relative(found, _loop_diagonal(u, parameters, skip, "zoh")) > 1e-4

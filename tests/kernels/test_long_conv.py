@@ -513,3 +513,21 @@ def test_the_benchmark_prints_a_row_for_every_filter_length(
     rows = [line for line in capsys.readouterr().out.splitlines() if line[:2] in ("| ", "|-")]
     assert [row.count("|") for row in rows] == [6, 6, 6, 6]
     assert rows[2].startswith("| 3 ") and rows[3].startswith("| 40 ")
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["causal", "bidirectional"])
+@pytest.mark.parametrize("name", ["h", "skip", "featurizer", "h_ahead", "qkv"])
+def test_the_comparison_with_the_loop_notices(name: str, ahead: bool) -> None:
+    inputs = _inputs(17, 9, 3)
+    wrong = {
+        "h": inputs["h"].flip(1),
+        "skip": torch.zeros_like(inputs["skip"]),
+        "featurizer": inputs["featurizer"].flip(1),
+        "h_ahead": inputs["h_ahead"].roll(1, 1),
+        "qkv": inputs["qkv"].roll(D, 2),
+    }
+    expected = _loop(inputs, ahead)
+    for way in WAYS.values():
+        found, _ = _operator({**inputs, name: wrong[name]}, ahead=ahead, **way)
+        noticed = float((found - expected).norm() / expected.norm()) > 1e-3
+        assert noticed == (ahead or name != "h_ahead")
