@@ -81,7 +81,6 @@ def attention_by_heads(
     """
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     B, L, C = qkv.shape
-    total = sum(lengths)
     q, k, v = mixer.heads(qkv, sum(lengths[:rank]))
     E, own = q.shape[-1], -(-mixer.num_heads // size)
 
@@ -89,16 +88,13 @@ def attention_by_heads(
     x = F.pad(torch.stack([q, k, v], 2), (0, 0, 0, own * size - mixer.num_heads))
     x = x.unflatten(3, (size, own)).movedim(3, 0)
     row = B * 3 * own * E
-    received = exchange(x.flatten(), [row * L] * size, [row * n for n in lengths], group)
-    parts = [
-        part.view(B, n, 3, own, E)
-        for part, n in zip(received.split([row * n for n in lengths]), lengths, strict=True)
-    ]
+    of_each = [row * n for n in lengths]
+    received = exchange(x.flatten(), [row * L] * size, of_each, group)
+    parts = [part.view(B, -1, 3, own, E) for part in received.split(of_each)]
     y = mixer.attend(*torch.cat(parts, 1).unbind(2))
 
     row = B * own * E
     sent = torch.cat([part.flatten() for part in y.split(list(lengths), 1)])
     received = exchange(sent, [row * n for n in lengths], [row * L] * size, group)
     heads = received.view(size, B, L, own, E).movedim(0, 2).flatten(2, 3)
-    assert y.shape[1] == total
     return heads[:, :, : mixer.num_heads].reshape(B, L, C // 3)
