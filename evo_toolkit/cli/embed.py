@@ -75,8 +75,9 @@ def embed(
     from evo_data.fasta import Fasta
     from evo_data.files import check_output
     from evo_toolkit.errors import UsageError
-    from evo_toolkit.inference.embed import POOLS, resolve_layer
     from evo_toolkit.inference.embed import embed as run
+    from evo_toolkit.inference.embed import resolve_layer
+    from evo_toolkit.inference.readings import POOLS
 
     name = require_model(model)
     if Path(output).suffix not in _SUFFIXES:

@@ -1,12 +1,13 @@
-"""Embeddings: outputs of layers by name, pooled over positions."""
+"""Embeddings: outputs of layers by name, pooled over positions, of one strand or of both."""
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -14,13 +15,29 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from evo_toolkit.inference.batching import CHUNK, alone, batches, checked_masks, encode
-from evo_toolkit.inference.runner import padded
+from evo_toolkit.inference.readings import (
+    POOLS,
+    STRANDS,
+    Pool,
+    Pooled,
+    Reading,
+    Strands,
+    Values,
+    readings_of,
+)
+from evo_toolkit.inference.runner import default_rows, padded
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from evo_toolkit.model.striped_hyena import StripedHyena2
 
-Pool = Literal["mean", "last", "none"]
-POOLS: tuple[Pool, ...] = ("mean", "last", "none")
+ALL_LAYERS = "all"
+"""Stands for the residual stream after every block, and `norm`."""
+
+Embedded = dict[str, list[Values]]
+
+_log = logging.getLogger("evo_toolkit")
 
 _BLOCK = re.compile(r"blocks\.(\d+)(?:\.|$)")
 
@@ -31,6 +48,10 @@ _RELEASED_NAMES: Mapping[str, str] = {
     "filter": "mixer",
     "inner_mha_cls": "out_projection",
 }
+
+# Sequences of a stream that are embedded together: so many forwards' worth, and so many bytes of results.
+_FORWARDS_PER_GROUP = 64
+_BYTES_PER_GROUP = 256 << 20
 
 
 def resolve_layer(model: StripedHyena2, name: str) -> str:
@@ -52,6 +73,36 @@ def resolve_layer(model: StripedHyena2, name: str) -> str:
         f"layer {name!r} does not exist in {model.config.name}; use for example blocks.{last // 2} (residual stream), "
         f"blocks.{last // 2}.mlp.l3, or norm; blocks run from 0 to {last}"
     )
+
+
+def expand_layers(model: StripedHyena2, layers: str | Sequence[str]) -> list[str]:
+    """Names of layers, each once, with `all` as the residual stream after every block and `norm`.
+
+    Raises:
+        ValueError: for a name that no layer has, or when none is given.
+    """
+    wanted: dict[str, None] = {}
+    for name in [layers] if isinstance(layers, str) else layers:
+        if name == ALL_LAYERS:
+            wanted |= dict.fromkeys([f"blocks.{i}" for i in range(len(model.blocks))] + ["norm"])
+        else:
+            resolve_layer(model, name)
+            wanted[name] = None
+    if not wanted:
+        raise ValueError("no layer was named; use for example blocks.0")
+    return list(wanted)
+
+
+def column_names(layer: str, channels: int, strands: Strands = "fwd") -> list[str]:
+    """What the columns of a layer's embedding are called: `blocks.4_0`, or `blocks.4_fwd_0` of "concat".
+
+    Args:
+        channels: Columns that the embedding has, both strands' counted.
+    """
+    if strands != "concat":
+        return [f"{layer}_{channel}" for channel in range(channels)]
+    half = channels // 2
+    return [f"{layer}_{strand}_{channel}" for strand in ("fwd", "rc") for channel in range(half)]
 
 
 @contextmanager
@@ -117,110 +168,272 @@ class LayerProbe:
         return out, hidden, state
 
 
-def _pool(
-    values: NDArray[np.float32], mask: NDArray[np.bool_] | None, pool: Pool
-) -> NDArray[np.float32]:
-    """`[L, C]` to `[C]`, or the kept rows for "none"."""
-    kept = values if mask is None else values[mask]
-    if pool == "none":
-        return kept
-    if pool == "last":
-        return kept[-1].copy()  # a view would keep every position alive
-    return kept.mean(axis=0, dtype=np.float64).astype(np.float32)
+class EmbeddingRunner:
+    """Embeds readings with one model, in the shapes that `evo_toolkit.inference.batching` fixes.
+
+    Attributes:
+        layers: Names as given, `all` expanded.
+        shapes: (rows, length) of the forwards so far; a long sequence's chunks count as one row.
+    """
+
+    def __init__(
+        self,
+        model: StripedHyena2,
+        layers: str | Sequence[str],
+        *,
+        pool: Pool = "mean",
+        strands: Strands = "fwd",
+    ) -> None:
+        """Prepare.
+
+        Raises:
+            ValueError: for an unknown layer, pool or strands.
+        """
+        if pool not in POOLS:
+            raise ValueError(f"pool is {pool!r}; use one of {', '.join(POOLS)}")
+        if strands not in STRANDS:
+            raise ValueError(f"strands is {strands!r}; use one of {', '.join(STRANDS)}")
+        self.model = model
+        self.layers = expand_layers(model, layers)
+        self.pool, self.strands = pool, strands
+        self.shapes: set[tuple[int, int]] = set()
+        self._names = {given: resolve_layer(model, given) for given in self.layers}
+        self._probe = LayerProbe(model, sorted(set(self._names.values())))
+        self._most_rows: dict[int, int] = {}
+
+    @torch.inference_mode()
+    def embed(self, sequences: Sequence[Sequence[Reading]]) -> Embedded:
+        """Embeddings of sequences, given as their one or two readings (forward first).
+
+        Returns:
+            For each layer one array per sequence: `[C]`, or `[positions, C]` for "none"; twice as
+            many channels for "concat".
+        """
+        readings = [reading for sequence in sequences for reading in sequence]
+        found: dict[str, list[Values]] = {
+            name: [np.empty(0, np.float32)] * len(readings) for name in self._probe.names
+        }
+        lengths = [len(reading.tokens) for reading in readings]
+        whole = bool(self.model.config.looks_ahead())
+        for indices, shape in alone(lengths) if whole else batches(lengths, self.model.device):
+            self._run(readings, indices, shape, found)
+        for index, reading in enumerate(readings):
+            if len(reading.tokens) > CHUNK and not whole:
+                self._run_long(reading, index, found)
+        ends = np.cumsum([len(sequence) for sequence in sequences]).tolist()
+        return {
+            given: [
+                self._combined(found[name][end - len(sequence) : end])
+                for sequence, end in zip(sequences, ends, strict=True)
+            ]
+            for given, name in self._names.items()
+        }
+
+    def stream(
+        self, sequences: Iterable[Sequence[Reading]]
+    ) -> Iterator[tuple[list[Sequence[Reading]], Embedded]]:
+        """Yield groups of sequences with their embeddings, in order and in bounded memory.
+
+        A sequence's embedding does not depend on its group; with "none" a group holds one sequence at
+        least, however long.
+        """
+        budget = _FORWARDS_PER_GROUP * default_rows(CHUNK // 64, self.model.device) * CHUNK // 64
+        if self.pool == "none":
+            budget = min(
+                budget, _BYTES_PER_GROUP // (4 * self.model.config.width * len(self.layers))
+            )
+        group: list[Sequence[Reading]] = []
+        bases = 0
+        for sequence in sequences:
+            size = sum(len(reading.tokens) for reading in sequence)
+            if group and bases + size > budget:
+                yield group, self.embed(group)
+                group, bases = [], 0
+            group.append(sequence)
+            bases += size
+        if group:
+            yield group, self.embed(group)
+
+    def _run(
+        self,
+        readings: Sequence[Reading],
+        indices: Sequence[int],
+        shape: tuple[int, int],
+        found: dict[str, list[Values]],
+    ) -> None:
+        """One forward; several with fewer rows where memory does not suffice."""
+        rows, length = min(shape[0], self._most_rows.get(shape[1], shape[0])), shape[1]
+        for start in range(0, len(indices), rows):
+            part = indices[start : start + rows]
+            try:
+                self._forward(readings, part, (rows, length), found)
+                continue
+            except torch.OutOfMemoryError:
+                if rows == 1:
+                    raise
+            # Only here, since the error's traceback held the tensors.
+            torch.cuda.empty_cache()
+            self._most_rows[length] = rows // 2
+            _log.warning(
+                "out of memory with %d rows of %d bases; using %d", rows, length, rows // 2
+            )
+            self._run(readings, indices[start:], (rows // 2, length), found)
+            return
+
+    def _forward(
+        self,
+        readings: Sequence[Reading],
+        indices: Sequence[int],
+        shape: tuple[int, int],
+        found: dict[str, list[Values]],
+    ) -> None:
+        ids = torch.from_numpy(padded([readings[i].tokens for i in indices], shape))
+        outputs, _, _ = self._probe.run(ids.to(self.model.device), return_state=False)
+        self.shapes.add(shape)
+        for name, output in outputs.items():
+            for row, index in enumerate(indices):
+                pooled = Pooled(readings[index], self.pool)
+                pooled.add(output[row, : len(readings[index].tokens)], 0)
+                found[name][index] = pooled.result()
+
+    def _run_long(self, reading: Reading, index: int, found: dict[str, list[Values]]) -> None:
+        """One long sequence, chunk after chunk; but for "none" one chunk is held at a time."""
+        ids = torch.from_numpy(reading.tokens.astype(np.int64))[None].to(self.model.device)
+        pooled = {name: Pooled(reading, self.pool) for name in self._probe.names}
+        state = None
+        self.shapes.add((1, CHUNK))
+        for start in range(0, len(reading.tokens), CHUNK):
+            outputs, _, state = self._probe.run(
+                ids[:, start : start + CHUNK], state, return_state=True
+            )
+            for name, output in outputs.items():
+                pooled[name].add(output[0], start)
+        for name in self._probe.names:
+            found[name][index] = pooled[name].result()
+
+    def _combined(self, strands: Sequence[Values]) -> Values:
+        if len(strands) == 1:
+            return strands[0]
+        forward, backward = strands
+        if self.strands == "concat":
+            return np.concatenate([forward, backward], axis=-1)
+        return ((forward.astype(np.float64) + backward) / 2).astype(np.float32)
 
 
-@torch.inference_mode()
+@overload
+def embed(
+    model: StripedHyena2,
+    sequences: Sequence[str | bytes],
+    layers: str | Sequence[str],
+    *,
+    pool: Pool = ...,
+    strands: Strands = ...,
+    masks: Sequence[NDArray[np.bool_]] | None = ...,
+    as_frame: Literal[False] = ...,
+    ids: Sequence[str] | None = ...,
+) -> dict[str, Values | list[Values]]: ...
+@overload
+def embed(
+    model: StripedHyena2,
+    sequences: Sequence[str | bytes],
+    layers: str | Sequence[str],
+    *,
+    pool: Pool = ...,
+    strands: Strands = ...,
+    masks: Sequence[NDArray[np.bool_]] | None = ...,
+    as_frame: Literal[True],
+    ids: Sequence[str] | None = ...,
+) -> pd.DataFrame: ...
 def embed(
     model: StripedHyena2,
     sequences: Sequence[str | bytes],
     layers: str | Sequence[str],
     *,
     pool: Pool = "mean",
+    strands: Strands = "fwd",
     masks: Sequence[NDArray[np.bool_]] | None = None,
-) -> dict[str, NDArray[np.float32] | list[NDArray[np.float32]]]:
+    as_frame: bool = False,
+    ids: Sequence[str] | None = None,
+) -> dict[str, Values | list[Values]] | pd.DataFrame:
     """Outputs of layers by name.
 
-    Runs only as many blocks as the deepest layer needs. A sequence's embedding does not depend on
-    the others; sequences longer than 16,384 tokens go through the states in chunks, exactly (but for
-    models that look ahead, which take each sequence whole and without padding).
+    Runs only as many blocks as the deepest layer needs, all layers in the same pass. A sequence's
+    embedding does not depend on the others; sequences longer than 16,384 tokens go through the states in
+    chunks, exactly (but for models that look ahead, which take each sequence whole and without padding).
 
     Args:
         sequences: Text or bytes, case as given (models were trained on upper case).
         layers: One name or several: `blocks.12` (residual stream after block 12),
-            `blocks.12.mlp.l3`, `blocks.12.mixer`, `norm` (final norm), `embedding`.
-        pool: "mean" or "last" over the positions that the mask keeps, or "none".
+            `blocks.12.mlp.l3`, `blocks.12.mixer`, `norm` (final norm), `embedding`; `all` is the
+            residual stream after every block, and `norm`.
+        pool: Over the n positions that the mask keeps: "mean"; "max" (channel by channel); "last" in
+            reading direction, which alone has seen the whole sequence; "center", the n // 2-th, 0-based, on
+            the forward strand; or "none".
+        strands: "fwd": as given. "rc": the reverse complement. "both": the mean of the two, which a
+            sequence shares with its reverse complement (but for "center" of an even n, where the
+            middle is another base). "concat": forward channels, then those of the reverse complement.
+            "center" is the same base on both; row i of "none" is about base i of the forward strand on
+            both.
         masks: One boolean array per sequence, True where the position counts; default all.
+        as_frame: Return a pandas DataFrame.
+        ids: Names of the sequences, for the DataFrame's index; default their numbers.
 
     Returns:
-        For each layer, under the name given, `[n, C]` float32; for `pool="none"` a list of
-        `[positions, C]`.
+        For each layer, under the name given, `[n, C]` float32 (2C for "concat"); for `pool="none"` a list of
+        `[positions, C]`. As a DataFrame: one row per sequence, or per position for "none" (index `id`,
+        `position`, 0-based among the kept ones), and one float32 column per channel, `blocks.12_0` and so on.
 
     Raises:
-        ValueError: for an unknown layer or pool, an empty sequence, a mask of another length or one
-            that keeps nothing (unless `pool` is "none").
+        ValueError: for an unknown layer, pool or strands, an empty sequence, a mask of another length or
+            one that keeps nothing (unless `pool` is "none"), or other than one id per sequence.
     """
     if isinstance(sequences, str | bytes):
         raise ValueError("sequences is one string; give a list of sequences, such as [sequence]")
-    if pool not in POOLS:
-        raise ValueError(f"pool is {pool!r}; use one of {', '.join(POOLS)}")
-    wanted = [layers] if isinstance(layers, str) else list(layers)
-    if not wanted:
-        raise ValueError("no layer was named; use for example blocks.0")
-    names = {given: resolve_layer(model, given) for given in wanted}
+    runner = EmbeddingRunner(model, layers, pool=pool, strands=strands)
     tokens = encode(sequences)
+    if ids is not None and len(ids) != len(tokens):
+        raise ValueError(f"{len(ids)} ids for {len(tokens)} sequences; give one for each")
     checked = checked_masks(masks, [len(t) for t in tokens])
     for index, mask in enumerate(checked):
         if mask is not None and pool != "none" and not mask.any():
             raise ValueError(f"mask {index} keeps no position, so {pool} has nothing to pool")
-
-    probe = LayerProbe(model, sorted(set(names.values())))
-    pooled: dict[str, list[NDArray[np.float32]]] = {
-        name: [np.empty(0, np.float32)] * len(tokens) for name in probe.names
-    }
-    lengths = [len(t) for t in tokens]
-    whole = bool(model.config.looks_ahead())
-    for indices, shape in alone(lengths) if whole else batches(lengths, model.device):
-        ids = torch.from_numpy(padded([tokens[i] for i in indices], shape)).to(model.device)
-        outputs, _, _ = probe.run(ids, return_state=False)
-        for name, output in outputs.items():
-            for row, index in enumerate(indices):
-                values = output[row, : len(tokens[index])].float().cpu().numpy()
-                pooled[name][index] = _pool(values, checked[index], pool)
-    for index, values in enumerate(tokens):
-        if len(values) > CHUNK and not whole:
-            found = _embed_long(probe, values, checked[index], pool)
-            for name in probe.names:
-                pooled[name][index] = found[name]
+    found = runner.embed([readings_of(t, m, strands) for t, m in zip(tokens, checked, strict=True)])
+    if as_frame:
+        return _frame(runner, found, list(range(len(tokens))) if ids is None else list(ids))
     if pool == "none":
-        return {given: pooled[name] for given, name in names.items()}
+        return dict(found)
     return {
-        given: np.stack(pooled[name]) if tokens else np.empty((0, 0), np.float32)
-        for given, name in names.items()
+        layer: np.stack(values) if values else np.empty((0, 0), np.float32)
+        for layer, values in found.items()
     }
 
 
-def _embed_long(
-    probe: LayerProbe, tokens: NDArray[np.uint8], mask: NDArray[np.bool_] | None, pool: Pool
-) -> dict[str, NDArray[np.float32]]:
-    """One long sequence, chunk after chunk; "mean" and "last" hold one chunk at a time."""
-    ids = torch.from_numpy(tokens.astype(np.int64))[None].to(probe.model.device)
-    sums: dict[str, NDArray[np.float64]] = {}
-    latest: dict[str, NDArray[np.float32]] = {}
-    pieces: dict[str, list[NDArray[np.float32]]] = {name: [] for name in probe.names}
-    kept, state = 0, None
-    for start in range(0, len(tokens), CHUNK):
-        outputs, _, state = probe.run(ids[:, start : start + CHUNK], state, return_state=True)
-        keep = slice(None) if mask is None else mask[start : start + CHUNK]
-        for name, output in outputs.items():
-            values = output[0].float().cpu().numpy()[keep]
-            if pool == "none":
-                pieces[name].append(values)
-            elif len(values):
-                sums[name] = sums.get(name, 0.0) + values.sum(axis=0, dtype=np.float64)
-                latest[name] = values[-1].copy()
-        kept += len(values)
-    if pool == "none":
-        return {name: np.concatenate(parts) for name, parts in pieces.items()}
-    if pool == "last":
-        return latest
-    return {name: (total / kept).astype(np.float32) for name, total in sums.items()}
+def _frame(runner: EmbeddingRunner, found: Embedded, ids: Sequence[object]) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = {layer: np.concatenate([np.atleast_2d(v) for v in values]) if values else np.empty((0, 0), np.float32) for layer, values in found.items()}  # fmt: skip
+    columns = [
+        name
+        for layer, values in rows.items()
+        for name in column_names(layer, values.shape[1], runner.strands)
+    ]
+    index: pd.Index | pd.MultiIndex = pd.Index(ids, name="id")
+    if runner.pool == "none":
+        lengths = [len(values) for values in found[runner.layers[0]]]
+        index = pd.MultiIndex.from_arrays(
+            [
+                np.repeat(np.asarray(ids, dtype=object), lengths),
+                np.concatenate([np.arange(n) for n in lengths]) if lengths else [],
+            ],
+            names=["id", "position"],
+        )
+    frame = pd.DataFrame(np.concatenate(list(rows.values()), axis=1), index=index, columns=columns)
+    frame.attrs["evo_toolkit"] = {
+        "model": runner.model.config.name,
+        "model_sha256": runner.model.sha256,
+        "precision": runner.model.policy.describe(),
+        "pool": runner.pool,
+        "strands": runner.strands,
+        "notes": list(runner.model.notes),
+    }
+    return frame

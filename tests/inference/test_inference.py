@@ -15,6 +15,7 @@ from evo_toolkit.inference.batching import CHUNK, batches, bucket_length
 from evo_toolkit.inference.embed import embed, resolve_layer
 from evo_toolkit.inference.generate import generate
 from evo_toolkit.inference.likelihood import log_likelihood
+from evo_toolkit.inference.readings import POOLS
 from evo_toolkit.inference.runner import LogProbRunner, default_rows
 from evo_toolkit.model.striped_hyena import StripedHyena2
 
@@ -59,12 +60,12 @@ def test_long_sequences_go_through_states_exactly(
     sequence = bases(1000)
     whole = log_likelihood(toy_model, [sequence])
     layers = ["blocks.3", "blocks.0.mlp.l3", "norm", "embedding"]
-    expected = {p: embed(toy_model, [sequence], layers, pool=p) for p in ("mean", "last", "none")}  # type: ignore[arg-type]
+    expected = {p: embed(toy_model, [sequence], layers, pool=p) for p in POOLS}
     for module in ("batching", "likelihood", "embed"):
         monkeypatch.setattr(f"evo_toolkit.inference.{module}.CHUNK", 128)
     np.testing.assert_allclose(log_likelihood(toy_model, [sequence]), whole, rtol=1e-6)
     for pool, wanted in expected.items():
-        found = embed(toy_model, [sequence], layers, pool=pool)  # type: ignore[arg-type]
+        found = embed(toy_model, [sequence], layers, pool=pool)
         for layer in layers:
             np.testing.assert_allclose(found[layer][0], wanted[layer][0], rtol=1e-3, atol=1e-4)
 
@@ -168,8 +169,8 @@ def test_layer_names(toy_model: StripedHyena2) -> None:
             resolve_layer(toy_model, name)
     with pytest.raises(ValueError, match="no layer was named"):
         embed(toy_model, ["A"], [])
-    with pytest.raises(ValueError, match="use one of mean, last, none"):
-        embed(toy_model, ["A"], "blocks.0", pool="max")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="use one of mean, max, last, center, none"):
+        embed(toy_model, ["A"], "blocks.0", pool="median")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("precision", ["exact", "vortex"])
