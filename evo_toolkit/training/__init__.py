@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from evo_toolkit.training.context import ContextParallelStrategy
     from evo_toolkit.training.data import GenomeDataModule
     from evo_toolkit.training.module import ContinuedEvoModule, EvoModule
     from evo_toolkit.training.optim import OptimizerConfig
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from evo_toolkit.training.strategy import ShardedStrategy
 
 _PLACES = {
+    "ContextParallelStrategy": "context",
     "ContinuedEvoModule": "module",
     "EvoModule": "module",
     "GenomeDataModule": "data",
@@ -22,6 +24,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "ContextParallelStrategy",
     "ContinuedEvoModule",
     "EvoModule",
     "GenomeDataModule",

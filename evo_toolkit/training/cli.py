@@ -28,9 +28,9 @@ from evo_toolkit.training.checkpointing import (
     find_checkpoints,
     resolve_checkpoint,
 )
+from evo_toolkit.training.context import register_strategies
 from evo_toolkit.training.module import EvoModule
 from evo_toolkit.training.recipe_files import packaged_recipe
-from evo_toolkit.training.strategy import register_strategies
 
 _log = logging.getLogger("evo_toolkit")
 
@@ -373,5 +373,6 @@ def _quieten() -> None:
         ".*is smaller than the logging interval.*",
         ".*there is no last checkpoint available.*",
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
+        ".*all_gather_into_tensor` is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)

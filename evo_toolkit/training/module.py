@@ -165,15 +165,20 @@ class EvoModule(LightningModule):
 
     # ---- a step ------------------------------------------------------------------------------
 
+    def own_part(self, batch: Batch) -> Batch:
+        """What this rank computes of a batch: all of it, unless the strategy divides sequences."""
+        part_of = getattr(self._strategy(), "part_of", None)
+        return batch if part_of is None else part_of(batch)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert self.objective is not None
-        targets = batch["targets"]
-        loss, weight = self.objective(batch["input_ids"], targets, batch["weights"])
+        self.tokens += batch["targets"].numel() * num_replicas(self.trainer)
+        batch = self.own_part(batch)
+        loss, weight = self.objective(batch["input_ids"], batch["targets"], batch["weights"])
         sums = torch.stack([loss.detach(), weight])
         self.between_updates = False
         first = batch_idx % self.trainer.accumulate_grad_batches == 0
         self._sums = sums if first or self._sums is None else self._sums + sums
-        self.tokens += targets.numel() * self.trainer.world_size
         # A constant divisor keeps gradients in range; the true one is known when all of the global
         # batch has been seen, and `configure_gradient_clipping` divides by it.
         return loss / self.config.context_length
@@ -319,6 +324,7 @@ class EvoModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         assert self.objective is not None
+        batch = self.own_part(batch)
         # Without gradients blocks would be compiled once more, for little work.
         with torch.compiler.set_stance("force_eager"):
             nll = self.objective(batch["input_ids"], batch["targets"], None)
@@ -552,6 +558,12 @@ def _described_data(trainer: Any) -> dict[str, Any]:
         described["bases"] = corpus.num_bases
         described["genomes"] = [genome.name for genome in corpus.genomes]
     return described
+
+
+def num_replicas(trainer: Any) -> int:
+    """How many ranks read different samples."""
+    dealt = getattr(trainer.strategy, "distributed_sampler_kwargs", None)
+    return 1 if dealt is None else int(dealt["num_replicas"])
 
 
 def _described_hardware(device: torch.device, world: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -115,11 +115,3 @@ def _divided_like(example: Tensor, whole: Tensor) -> Tensor:
     if not isinstance(example, DTensor):
         return whole
     return distribute_tensor(whole, example.device_mesh, example.placements, src_data_rank=None)
-
-
-def register_strategies() -> None:
-    """Let `--trainer.strategy fsdp2` name `ShardedStrategy`."""
-    if "fsdp2" not in StrategyRegistry:
-        StrategyRegistry.register(
-            "fsdp2", ShardedStrategy, description="Weights divided over all ranks (FSDP2)"
-        )

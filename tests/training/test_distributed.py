@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -39,22 +40,42 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert one["ToyData"] == other["ToyData"]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+# An odd length: parts of a sequence differ. Two processes of context parallelism share every sample.
+@pytest.mark.parametrize(
+    ("strategy", "batch_size"), [("ddp", 2), ("fsdp2", 2), ("context_parallel", 4)]
+)
 def test_two_processes_train_as_one_and_one_goes_on_from_their_checkpoint(
-    fit: Fit, start: Start, tmp_path: Path, checkpoint_of: Load, strategy: str
+    fit: Fit, start: Start, tmp_path: Path, checkpoint_of: Load, strategy: str, batch_size: int
 ) -> None:
-    parts = ("--data.batch_size", 2, "--trainer.accumulate_grad_batches", 2)
+    length = ("--data.context_length", 37, "--trainer.limit_val_batches", 2)
+    parts = ("--data.batch_size", batch_size, "--trainer.accumulate_grad_batches", 2)
     process = start(
-        tmp_path / "two", *_STEPS, *parts, "--trainer.max_steps", 2, "--trainer.devices", 2,
-        "--trainer.strategy", strategy, "--trainer.limit_val_batches", 2,
-        "--trainer.val_check_interval", 4,
+        tmp_path / "two", *_STEPS, *length, *parts, "--trainer.max_steps", 2, "--trainer.devices", 2,
+        "--trainer.strategy", strategy, "--trainer.val_check_interval", 4,
     )  # fmt: skip
-    fit(tmp_path / "one", *_STEPS, "--data.batch_size", 8, "--trainer.max_steps", 4, "--checkpoint.keep", 0)  # fmt: skip
+    fit(
+        tmp_path / "one", *_STEPS, *length, "--data.batch_size", 8, "--trainer.max_steps", 4,
+        "--checkpoint.keep", 0, "--trainer.val_check_interval", 2,
+    )  # fmt: skip
     finish(process)
+    assert validation(tmp_path / "one", 2)
+    assert validation(tmp_path / "one", 2) == pytest.approx(
+        validation(tmp_path / "two", 2), rel=1e-5
+    )
     assert_close(checkpoint_of(tmp_path / "one", 2), checkpoint_of(tmp_path / "two", 2))
     # The learning of two ranks, continued by one.
-    fit(tmp_path / "two", *_STEPS, "--data.batch_size", 8, "--trainer.max_steps", 4, "--ckpt_path", "last")  # fmt: skip
+    fit(
+        tmp_path / "two", *_STEPS, *length, "--data.batch_size", 8, "--trainer.max_steps", 4,
+        "--ckpt_path", "last", "--trainer.limit_val_batches", 0,
+    )  # fmt: skip
     assert_close(checkpoint_of(tmp_path / "one", 4), checkpoint_of(tmp_path / "two", 4))
+
+
+def validation(folder: Path, step: int) -> dict[str, float]:
+    """Figures of the validation after so many updates."""
+    rows = csv.DictReader((folder / "csv" / "version_0" / "metrics.csv").open())
+    found = {k: float(v) for row in rows if row["step"] == str(step) for k, v in row.items() if v}
+    return {name: value for name, value in found.items() if name.startswith("val/")}
 
 
 @pytest.mark.slow

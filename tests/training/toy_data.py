@@ -81,7 +81,7 @@ class ToyData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         trainer: Any = self.trainer
         self._at_start = trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        stream = _Stream(self, self.consumed, trainer.global_rank, trainer.world_size)
+        stream = _Stream(self, self.consumed, *self._dealt())
         return DataLoader(stream, batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
@@ -91,7 +91,12 @@ class ToyData(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         trainer: Any = self.trainer
         done = trainer.fit_loop.epoch_loop.batch_progress.total.ready - self._at_start
-        return {"consumed": self.consumed + done * self.batch_size * trainer.world_size}
+        return {"consumed": self.consumed + done * self.batch_size * self._dealt()[1]}
+
+    def _dealt(self) -> tuple[int, int]:
+        trainer: Any = self.trainer
+        dealt = getattr(trainer.strategy, "distributed_sampler_kwargs", None)
+        return (0, 1) if dealt is None else (dealt["rank"], dealt["num_replicas"])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.consumed = state_dict["consumed"]
