@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from evo_data.files import atomic_output
+from evo_toolkit.checkpoint.adapter import AdaptedSource
 from evo_toolkit.checkpoint.format import Checkpoint, staged_directory, write_checkpoint
 from evo_toolkit.checkpoint.load import build_model
 from evo_toolkit.checkpoint.opening import Opened, open_source
@@ -60,8 +61,11 @@ def convert(
 ) -> Converted:
     """Write the weights of `src` in another format; values and dtypes are kept bit for bit.
 
+    Matrices that an adapter changes are written in float32, in which they are what the adapted model
+    computes with; the head that an adapter carries is left out.
+
     Args:
-        src: A name or path as `load_model` takes it.
+        src: A name or path as `load_model` takes it, with an adapter or without.
         dst: A folder for our format, a `.pt` for the released one, whose configuration is written
             beside it as `<stem>.config.json`.
         config: Configuration of `src`, if it does not lie beside it.
@@ -87,6 +91,10 @@ def convert(
     if source.has_fp8_scales:
         notes.append(
             "the FP8 scales of the input projections were not carried over; keep the original for FP8"
+        )
+    if isinstance(source, AdaptedSource):
+        notes.append(
+            f"{len(source.adapter.changed())} tensors that the adapter changes are float32, whatever they were"
         )
     writer = _write_ours if target == "ours" else _write_vortex
     difference = None
@@ -118,6 +126,12 @@ def _write_ours(opened: Opened, dst: Path, force: bool) -> Iterator[Written]:
         record = {**source.provenance, "copied_from": opened.name}
     else:
         record |= {"source_sha256": source.origin().sha256(), "date": date.today().isoformat()}
+    if isinstance(source, AdaptedSource):
+        adapter = source.adapter
+        record["adapter"] = {
+            "name": adapter.name, "sha256": adapter.digest, "rank": adapter.rank,
+            "alpha": adapter.alpha, "trained_on": adapter.model, "training": dict(adapter.training),
+        }  # fmt: skip
     with staged_directory(dst, force=force) as staging:
         write_checkpoint(source, staging, record)
         yield staging, None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from evo_toolkit.checkpoint.adapter import AdaptedSource, adapted_digest
 from evo_toolkit.checkpoint.cache import cached_sha256
 from evo_toolkit.checkpoint.names import rounded_when_released, weight_bytes
 from evo_toolkit.checkpoint.opening import Opened, open_source, refuse_inaccurate
@@ -39,7 +40,8 @@ def load_model(
 
     Args:
         source: "evo-mini" (bundled), the name of a released model that has been downloaded, our
-            folder, or a released or training `.pt`, whole or in pieces.
+            folder, or a released or training `.pt`, whole or in pieces; with "+FILE.safetensors"
+            for the model with an adapter.
         config: Configuration of a `.pt` when it is not beside it, or the file that holds it.
         device: "auto" (the first GPU, else the CPU), or a torch device.
         precision: "default", "exact" or "vortex".
@@ -93,7 +95,11 @@ def opened_digest(opened: Opened) -> str:
     Raises:
         CheckpointError: if they differ: outputs name this digest, so it must be the file's.
     """
-    origin = opened.source.origin()
+    source = opened.source
+    if isinstance(source, AdaptedSource):
+        base = opened_digest(Opened(source=source.base, name=opened.name))
+        return adapted_digest(base, source.adapter.digest)
+    origin = source.origin()
     found = cached_sha256(origin.path)
     if origin.recorded is not None and found != origin.recorded:
         raise CheckpointError(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evo_toolkit.checkpoint import hub
+from evo_toolkit.checkpoint.adapter import AdaptedSource, read_adapter, split_adapter
 from evo_toolkit.checkpoint.format import CONFIG, is_checkpoint_directory, open_checkpoint
 from evo_toolkit.checkpoint.pieces import find_pieces, merge_pieces
 from evo_toolkit.checkpoint.savanna import savanna_source, savanna_weights
@@ -48,7 +49,8 @@ def open_source(
 
     Args:
         model: "evo-mini", the name of a released model that has been downloaded, our folder, or a
-            released or training checkpoint (`.pt`, whole or in pieces).
+            released or training checkpoint (`.pt`, whole or in pieces); any of these with
+            "+FILE.safetensors" for the model with an adapter (`evo_toolkit.checkpoint.adapter`).
         config: Configuration of a `.pt`, or the file that holds it. By default it lies beside the
             weights as `<stem>.config.json` or `.yml`, or is known from the file's name.
         allow_inaccurate: False refuses weights that would give wrong numbers here, a released
@@ -60,6 +62,11 @@ def open_source(
         UsageError: if the name is unknown, or a configuration is given for a model that has its own.
         ConfigError: if the configuration is not valid.
     """
+    base, adapter = split_adapter(model) if isinstance(model, str) else (model, None)
+    if adapter is not None:
+        read = read_adapter(adapter)  # before a checksum is made of the weights
+        opened = open_source(base, config=config, allow_inaccurate=allow_inaccurate)
+        return Opened(source=AdaptedSource(opened.source, read), name=str(model))
     if allow_inaccurate is not None:
         if isinstance(model, str) and model in MODELS:
             refuse_inaccurate(MODELS[model].config, model, allow=allow_inaccurate)

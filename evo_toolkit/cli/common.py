@@ -231,10 +231,52 @@ def require_model(value: str | None) -> str:
     return value
 
 
+def adapted_model(model: str, adapter: str | None) -> str:
+    """The name that stands for a model with an adapter, if there is one.
+
+    Raises:
+        UsageError: for a file whose name cannot be that of an adapter.
+    """
+    if adapter is None:
+        return model
+    if not adapter.endswith(".safetensors"):
+        raise UsageError(f"adapter {adapter} does not end in .safetensors; give an adapter's file")
+    return f"{model}+{adapter}"
+
+
+_ADAPTER = "evo_toolkit.adapter"
+
+
+def _join_adapter(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+    """Callback of `--model` and `--adapter`: whichever is read last joins the two."""
+    if parameter.name == "model":
+        context.meta[_ADAPTER + ".model"] = value
+    else:
+        context.meta[_ADAPTER] = value
+    if _ADAPTER in context.meta and _ADAPTER + ".model" in context.meta:
+        model, adapter = context.meta[_ADAPTER + ".model"], context.meta[_ADAPTER]
+        if model and adapter:
+            with one_line_errors():
+                joined = adapted_model(model, adapter)
+            if parameter.name == "model":
+                return joined
+            context.params["model"] = joined
+    return value
+
+
+def adapter_option(command: _Command) -> _Command:
+    """Add `--adapter`, which the value of `model` then names too (`MODEL+FILE`)."""
+    return click.option(
+        "--adapter", metavar="FILE", expose_value=False, callback=_join_adapter,
+        help="An adapter (LoRA) that was trained on the model, which then runs with its changes; -m MODEL+FILE is the same.",
+    )(command)  # fmt: skip
+
+
 def model_option(command: _Command) -> _Command:
     """Add `-m/--model` (parameter `model`); pass its value through `require_model`."""
     return click.option(
         "-m", "--model", "model", metavar="NAME|PATH", envvar=MODEL_VARIABLE, show_envvar=True,
+        callback=_join_adapter,
         help="The model: evo-mini (bundled; bacteria, archaea, phages; not human), a released name such as evo2_7b (all domains of life; 13 GB, GPU), or the path of a checkpoint. There is no default.",
     )(command)  # fmt: skip
 
@@ -305,7 +347,9 @@ def _set_log_level(_context: click.Context, _parameter: click.Parameter, quiet: 
 
 
 def model_options(command: _Command) -> _Command:
-    """Add every option about the model: model, device, precision, allow_inaccurate."""
-    for option in (allow_inaccurate_option, precision_option, device_option, model_option):
+    """Add every option about the model: model, adapter, device, precision, allow_inaccurate."""
+    for option in (
+        allow_inaccurate_option, precision_option, device_option, adapter_option, model_option,
+    ):  # fmt: skip
         command = option(command)
     return command

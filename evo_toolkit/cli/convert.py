@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from evo_toolkit.cli.common import user_errors
+from evo_toolkit.cli.common import adapted_model, user_errors
 
 
 @click.command()
@@ -18,11 +18,21 @@ from evo_toolkit.cli.common import user_errors
     "--to", type=click.Choice(["ours", "vortex"]),
     help="Format of DST; by default vortex if it ends in .pt, else ours.",
 )  # fmt: skip
+@click.option(
+    "--merge-adapter", type=click.Path(), metavar="FILE",
+    help="Write SRC with the changes of an adapter (LoRA) in its weights; those matrices are then float32.",
+)  # fmt: skip
 @click.option("--verify", is_flag=True, help="Compare the logits of both on a short input first.")
 @click.option("--force", is_flag=True, help="Replace a checkpoint at DST.")
 @user_errors
 def convert(
-    src: str, dst: str, config_file: str | None, to: str | None, verify: bool, force: bool
+    src: str,
+    dst: str,
+    config_file: str | None,
+    to: str | None,
+    merge_adapter: str | None,
+    verify: bool,
+    force: bool,
 ) -> None:
     """Convert the weights of SRC and write them to DST.
 
@@ -32,6 +42,7 @@ def convert(
     """
     from evo_toolkit.checkpoint.convert import convert as run
 
+    src = adapted_model(src, merge_adapter)
     done = run(src, dst, config=config_file, to=to, verify=verify, force=force)  # type: ignore[arg-type]
     click.echo(f"wrote {done.path} ({done.source_format} to {done.target_format})")
     for note in done.notes:

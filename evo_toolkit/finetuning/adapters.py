@@ -103,7 +103,6 @@ def add_adapter(
     if has_adapter(model):
         raise UsageError("the model has an adapter; merge it, or load the model anew")
     modules = config.modules(len(model.blocks) if num_blocks is None else num_blocks)
-    dtype = torch.float32
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _inject(model, modules, config.rank, config.scale * config.rank, config.dropout)
@@ -111,12 +110,12 @@ def add_adapter(
         parameter.requires_grad_(False)
         if _FACTOR.fullmatch(name):
             # Factors are trained in float32 whatever the matrices are kept in.
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(torch.float32)
             parameter.requires_grad_(True)
     patterns = [TRAINED_WHOLE[kind] for kind in config.train_whole]
     for name, parameter in model.named_parameters():
         if any(re.search(pattern, own_name(name)) for pattern in patterns):
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(torch.float32)
             parameter.requires_grad_(True)
 
 
@@ -264,13 +263,12 @@ def load_adapter(
         model.source = f"{model.source}+{found.name}"
         model.config = model.config.replace(name=f"{model.config.name}+{found.name}", evidence=())
         return model
-    kinds = {k for k, p in TRAINED_WHOLE.items() if any(re.search(p, name) for name in found.full)}
     with torch.random.fork_rng(devices=[]):
         _inject(model, sorted(found.factors), found.rank, found.alpha, 0.0)
     modules = dict(_adapted(model))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    assert len(modules) == len(found.factors), kinds
+    assert modules.keys() == found.factors.keys()
     with torch.no_grad():
         for name, (a, b) in found.factors.items():
             for own, value in ((modules[name].lora_A, a), (modules[name].lora_B, b)):
