@@ -1,141 +1,23 @@
-"""AUROC, plain and within strata, rank correlation and bootstrap intervals; numpy alone."""
+"""`evo_toolkit.statistics`, which fine-tuning uses too, under the name that evaluations know it by."""
 
-from __future__ import annotations
+from evo_toolkit.statistics import (
+    RESAMPLES,
+    Estimate,
+    Floats,
+    StratifiedAuroc,
+    auroc,
+    bootstrap,
+    ranks,
+    spearman,
+)
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
-
-Floats = NDArray[np.float64]
-
-RESAMPLES = 1000
-
-
-def ranks(values: Floats) -> Floats:
-    """Ranks from 1, ties sharing the mean of theirs."""
-    _, group, size = np.unique(values, return_inverse=True, return_counts=True)
-    result: Floats = (np.cumsum(size) - (size - 1) / 2)[group]
-    return result
-
-
-def spearman(left: Floats, right: Floats) -> float:
-    """Rank correlation; NaN when either is constant."""
-    a, b = ranks(np.asarray(left, float)), ranks(np.asarray(right, float))
-    a, b = a - a.mean(), b - b.mean()
-    norm = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / norm if norm > 0 else float("nan")
-
-
-class StratifiedAuroc:
-    """AUROC over the pairs (positive, negative) that lie in the same stratum.
-
-    It is the share of those pairs in which the positive has the higher score, ties counting half:
-    each stratum's AUROC weighted by its number of pairs. With one stratum it is the plain AUROC.
-    Weights of the items (multiplicities in a bootstrap) multiply the pairs.
-
-    Args:
-        scores: `[n]`, higher means positive.
-        positive: `[n]`.
-        strata: `[n]` integers, or None for one stratum.
-    """
-
-    def __init__(
-        self,
-        scores: NDArray[np.floating],
-        positive: NDArray[np.bool_],
-        strata: NDArray[np.integer] | None = None,
-    ) -> None:
-        scores = np.asarray(scores, np.float64)
-        if not np.isfinite(scores).all():
-            raise ValueError("scores hold NaN or infinity; leave those items out")
-        groups = np.zeros(scores.size, np.int64) if strata is None else np.asarray(strata, np.int64)
-        self._order = np.lexsort((scores, groups))
-        self._positive = np.asarray(positive, bool)[self._order]
-        is_new = np.diff(groups[self._order], prepend=np.nan) != 0
-        self._strata = _runs(is_new)
-        self._ties = _runs(is_new | (np.diff(scores[self._order], prepend=np.nan) != 0))
-
-    def __call__(self, weights: Floats | None = None) -> float:
-        """The AUROC; NaN without a pair."""
-        size = self._order.size
-        weight = np.ones(size) if weights is None else np.asarray(weights, float)[self._order]
-        own = weight * self._positive
-        # Negatives by weight: in all before each item, in its stratum, with its score.
-        before = np.concatenate(([0.0], np.cumsum(weight * ~self._positive)))
-        first, last = (before[edge] for edge in self._strata)
-        first_tied, last_tied = (before[edge] for edge in self._ties)
-        won = own @ (first_tied - first + (last_tied - first_tied) / 2)
-        pairs = own @ (last - first)
-        return float(won / pairs) if pairs > 0 else float("nan")
-
-
-def _runs(is_new: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Start and end (half-open) of the run that each item is in, from where the runs begin."""
-    starts = np.flatnonzero(is_new)
-    run = np.cumsum(is_new) - 1
-    return starts[run], np.append(starts[1:], is_new.size)[run]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with the 95 % interval of its bootstrap.
-
-    Attributes:
-        value: From all data.
-        low, high: 2.5 and 97.5 percentiles over the resamples; NaN when none could be computed.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def json(self) -> dict[str, float | None]:
-        """As `value`, `low`, `high`; None in place of NaN."""
-        return {
-            name: None if np.isnan(number) else round(float(number), 6)
-            for name, number in (("value", self.value), ("low", self.low), ("high", self.high))
-        }
-
-
-def bootstrap(
-    statistic: Callable[[Floats], float],
-    units: NDArray[np.integer],
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Estimate:
-    """Value and interval of a statistic, resampling units (genes, genomes) with replacement.
-
-    Args:
-        statistic: Of the multiplicities of the items, `[n]`; ones for the value itself.
-        units: The unit of each item, `[n]`: items of a unit are drawn together.
-        resamples: How often.
-        seed: Of the draws.
-    """
-    _, index = np.unique(units, return_inverse=True)
-    count = int(index.max()) + 1 if index.size else 0
-    value = statistic(np.ones(index.size))
-    random = np.random.default_rng(seed)
-    found = []
-    for _ in range(resamples if count else 0):
-        times = np.bincount(random.integers(0, count, count), minlength=count)
-        found.append(statistic(times[index].astype(float)))
-    kept = np.array([x for x in found if not np.isnan(x)])
-    if not kept.size:
-        return Estimate(value, float("nan"), float("nan"))
-    low, high = np.percentile(kept, [2.5, 97.5])
-    return Estimate(value, float(low), float(high))
-
-
-def auroc(
-    scores: NDArray[np.floating],
-    positive: NDArray[np.bool_],
-    units: NDArray[np.integer],
-    strata: NDArray[np.integer] | None = None,
-    *,
-    resamples: int = RESAMPLES,
-) -> Estimate:
-    """AUROC (within strata when given) with the interval over units; see `StratifiedAuroc`."""
-    return bootstrap(StratifiedAuroc(scores, positive, strata), units, resamples=resamples)
+__all__ = [
+    "RESAMPLES",
+    "Estimate",
+    "Floats",
+    "StratifiedAuroc",
+    "auroc",
+    "bootstrap",
+    "ranks",
+    "spearman",
+]
