@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from evo_toolkit import errors
     from evo_toolkit.checkpoint.load import load_model
     from evo_toolkit.inference.embed import embed
+    from evo_toolkit.inference.embedder import EvoEmbedder
     from evo_toolkit.inference.generate import generate
     from evo_toolkit.inference.likelihood import log_likelihood
     from evo_toolkit.model.config import StripedHyena2Config
     from evo_toolkit.variants.api import score_variants
 
 __all__ = [
+    "EvoEmbedder",
     "StripedHyena2Config",
     "__version__",
     "embed",
@@ -39,6 +41,7 @@ __all__ = [
 
 _HOMES = {
     "StripedHyena2Config": "evo_toolkit.model.config",
+    "EvoEmbedder": "evo_toolkit.inference.embedder",
     "embed": "evo_toolkit.inference.embed",
     "generate": "evo_toolkit.inference.generate",
     "load_model": "evo_toolkit.checkpoint.load",
