@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from evo_toolkit.checkpoint.opening import Opened
     from evo_toolkit.variants.chunks import ChunkScores
     from evo_toolkit.variants.dry_run import Forecast
-    from evo_toolkit.variants.reuse import TokenCount
     from evo_toolkit.variants.run import ScoringRun, Variants
     from evo_toolkit.variants.score import ReferenceBits
     from evo_toolkit.variants.scores import ScoredRecord
+    from evo_toolkit.variants.window_runner import TokenCount
     from evo_toolkit.variants.workers import ThisProcess, Workers, WorkerSetting
 
 NOT_OPTIONS = frozenset(
@@ -156,8 +156,8 @@ class Totals:
 
     @classmethod
     def empty(cls) -> Totals:
-        from evo_toolkit.variants.reuse import TokenCount
         from evo_toolkit.variants.score import ReferenceBits
+        from evo_toolkit.variants.window_runner import TokenCount
 
         return cls(TokenCount(), ReferenceBits())
 

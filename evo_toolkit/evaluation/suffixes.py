@@ -20,17 +20,11 @@ from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.evaluation.statistics import spearman
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.variants.reading import Tokens
-from evo_toolkit.variants.reuse import (
-    LogProbPair,
-    ReusedPrefixes,
-    TokenCount,
-    WindowGroup,
-    change_of,
-    window_runner,
-)
+from evo_toolkit.variants.reuse import ReusedPrefixes, window_runner
 from evo_toolkit.variants.score import VariantScorer
 from evo_toolkit.variants.scores import AlleleScore, strand_score
 from evo_toolkit.variants.suffix import Adaptive, Suffix
+from evo_toolkit.variants.window_runner import LogProbPair, TokenCount, WindowGroup, change_of
 
 FULL = "full"
 _FEWEST = 3
@@ -64,8 +58,8 @@ class _Shortened:
 
     def _length(self, alt: Tokens, fork: int, pair: LogProbPair) -> int:
         if not isinstance(self.suffix, Adaptive):
-            return self.runner.stop(fork, len(alt))
-        position, piece = self.runner.split(fork, len(alt)), self.runner.piece
+            return self.runner.splits.stop(fork, len(alt))
+        position, piece = self.runner.splits.position(fork, len(alt)), self.runner.splits.piece
         changes: list[float] = []
         for start in range(position, len(alt) if position else 0, piece):
             stop = start + piece
@@ -80,7 +74,7 @@ class _Shortened:
         for group, stops in zip(groups, lengths, strict=True):
             suffixes: dict[tuple[int, bytes], int] = {}
             for (alt, fork), stop in zip(group.alts, stops, strict=True):
-                position = self.runner.split(fork, len(alt))
+                position = self.runner.splits.position(fork, len(alt))
                 for tokens in (group.ref, alt):
                     key = position, tokens[position:].tobytes()
                     suffixes[key] = max(suffixes.get(key, 0), stop - position)
@@ -213,7 +207,7 @@ def compare_suffixes(
         "window": runner.window,
         "window_mode": runner.mode,
         "strands": strands,
-        "piece_of_adaptive": runner.piece,
+        "piece_of_adaptive": runner.splits.piece,
         "tokens": tokens,
         "suffixes": {
             name: {

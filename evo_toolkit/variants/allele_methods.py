@@ -18,8 +18,8 @@ from evo_toolkit.variants.calibration import Calibration, contexts_of
 from evo_toolkit.variants.head import VariantHead, check_features, head_methods
 from evo_toolkit.variants.methods import METHOD_NAMES, WindowOutputs, get_methods
 from evo_toolkit.variants.reading import Wanted
-from evo_toolkit.variants.reuse import LogProbPair
 from evo_toolkit.variants.scores import Column
+from evo_toolkit.variants.window_runner import LogProbPair
 
 if TYPE_CHECKING:
     from evo_toolkit.model.striped_hyena import StripedHyena2

@@ -20,9 +20,9 @@ import numpy as np
 
 from evo_data.variant import AlleleStatus, Variant, classify_allele
 from evo_data.vcf import VcfRecord
-from evo_toolkit.variants.reuse import TokenCount
 from evo_toolkit.variants.score import ReferenceBits
 from evo_toolkit.variants.scores import AlleleScore, ScoredRecord
+from evo_toolkit.variants.window_runner import TokenCount
 
 # Records that need no forward still wait in memory.
 _MOST_RECORDS = 4096

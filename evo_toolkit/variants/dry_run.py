@@ -15,10 +15,10 @@ from itertools import islice
 import numpy as np
 
 from evo_data.vcf import VcfRecord
-from evo_toolkit.variants.reuse import LogProbPair, TokenCount, WindowGroup, WindowRunner
 from evo_toolkit.variants.run import ScoringRun
 from evo_toolkit.variants.score import ReferenceBits
 from evo_toolkit.variants.summary import Summary
+from evo_toolkit.variants.window_runner import LogProbPair, TokenCount, WindowGroup, WindowRunner
 
 PROBE_SECONDS = 10.0
 

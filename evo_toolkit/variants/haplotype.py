@@ -49,9 +49,9 @@ from evo_data.vcf import VcfRecord
 from evo_data.windows import StrandWindow, haplotype_windows
 from evo_toolkit.errors import UsageError
 from evo_toolkit.variants.output import metadata_lines
-from evo_toolkit.variants.reuse import WindowGroup, WindowRunner
 from evo_toolkit.variants.scores import RunInfo, strand_score
 from evo_toolkit.variants.tables import MISSING
+from evo_toolkit.variants.window_runner import WindowGroup, WindowRunner
 
 COLUMNS = (
     "chrom", "start", "end", "num_variants", "variants", "num_carriers", "carriers", "joint", "sum",

@@ -27,10 +27,10 @@ from evo_data.variant import AlleleStatus
 from evo_data.vcf import VcfRecord
 from evo_toolkit.errors import UsageError
 from evo_toolkit.variants.methods import BASE_TOKENS
-from evo_toolkit.variants.reuse import WindowRunner
 from evo_toolkit.variants.score import VariantScorer
 from evo_toolkit.variants.scores import AlleleScore
 from evo_toolkit.variants.track import Track, mean_of_strands
+from evo_toolkit.variants.window_runner import WindowRunner
 
 ISM_METHODS = {"delta": "dll", "marginal": "marg"}
 """The methods, and what a table calls the score of each."""

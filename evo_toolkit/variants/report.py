@@ -22,9 +22,9 @@ from evo_data.vcf import VcfRecord
 from evo_data.windows import StrandWindow
 from evo_toolkit.variants.methods import flank
 from evo_toolkit.variants.report_figures import histograms, per_base
-from evo_toolkit.variants.reuse import LogProbPair
 from evo_toolkit.variants.score import VariantScorer
 from evo_toolkit.variants.scores import AlleleScore, Column, RunInfo, ScoredRecord
+from evo_toolkit.variants.window_runner import LogProbPair
 
 NUM_LOWEST, NUM_HIGHEST = 20, 5
 _FLANK = 50

@@ -306,7 +306,7 @@ class ScoringRun:
         Args:
             variants: What to score, or only its contig names where records come from elsewhere.
             window: Bases per window; None is the model's `default_window`.
-            window_mode: One of `evo_toolkit.variants.reuse.WINDOW_MODES`; None is "exact", and
+            window_mode: One of `evo_toolkit.variants.window_runner.WINDOW_MODES`; None is "exact", and
                 "full" for a model that reproduces the released rounding.
             suffix: Bases to read of each allele, as many as it takes, or None for all; the first
                 two are approximations.

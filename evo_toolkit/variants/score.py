@@ -27,7 +27,6 @@ from evo_data.vcf import VcfRecord
 from evo_data.windows import StrandWindow, variant_windows
 from evo_toolkit.errors import UsageError
 from evo_toolkit.variants.allele_methods import AlleleMethods
-from evo_toolkit.variants.reuse import LogProbPair, WindowGroup, WindowRunner
 from evo_toolkit.variants.scores import (
     AlleleScore,
     ScoredRecord,
@@ -35,6 +34,7 @@ from evo_toolkit.variants.scores import (
     combine_strands,
     strand_score,
 )
+from evo_toolkit.variants.window_runner import LogProbPair, WindowGroup, WindowRunner
 
 STRANDS = {"both": "both", "fwd": "+", "rc": "-"}
 """What a user calls the strands, and what `evo_data.windows` does."""

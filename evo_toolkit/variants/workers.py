@@ -25,10 +25,10 @@ from evo_data.contigs import ContigAliases
 from evo_data.fasta import Fasta
 from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.variants.chunks import Chunk, ChunkScores
-from evo_toolkit.variants.reuse import TokenCount
 from evo_toolkit.variants.run import ScoringRun
 from evo_toolkit.variants.score import ReferenceBits
 from evo_toolkit.variants.scores import RunInfo, ScoredRecord
+from evo_toolkit.variants.window_runner import TokenCount
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess

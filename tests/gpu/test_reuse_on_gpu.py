@@ -12,8 +12,10 @@ from evo_toolkit.checkpoint.load import load_model
 from evo_toolkit.inference.runner import LogProbRunner
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.variants.reading import Wanted
-from evo_toolkit.variants.reuse import LogProbPair, ReusedPrefixes, WholeWindows, WindowGroup
+from evo_toolkit.variants.reuse import ReusedPrefixes
 from evo_toolkit.variants.suffix import Adaptive
+from evo_toolkit.variants.whole_windows import WholeWindows
+from evo_toolkit.variants.window_runner import LogProbPair, WindowGroup
 
 WINDOW = 1024
 

@@ -20,8 +20,9 @@ from evo_toolkit.errors import UsageError
 from evo_toolkit.model.state import gather_forks, gather_rows
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.variants.api import score_variants
-from evo_toolkit.variants.reuse import ReusedPrefixes, WindowGroup, window_runner
+from evo_toolkit.variants.reuse import ReusedPrefixes, window_runner
 from evo_toolkit.variants.suffix import Adaptive, parse_suffix
+from evo_toolkit.variants.window_runner import WindowGroup
 
 WINDOW = 128
 PIECE = WINDOW // 32
@@ -70,7 +71,7 @@ def test_alleles_stop_where_the_rule_says(
     stops = []
     for group, found, expected in zip(groups, adaptive(groups), full(groups), strict=True):
         for (alt, fork), pair, whole in zip(group.alts, found, expected, strict=True):
-            split, stop = full.split(fork, len(alt)), len(alt)
+            split, stop = full.splits.position(fork, len(alt)), len(alt)
             quiet = 0
             for start in range(split, len(alt), PIECE) if split else ():
                 change = whole.alt[start : start + PIECE].sum() - whole.ref[start : start + PIECE].sum()  # fmt: skip

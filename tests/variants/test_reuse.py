@@ -21,19 +21,12 @@ from evo_toolkit.errors import UsageError
 from evo_toolkit.inference.runner import LogProbRunner
 from evo_toolkit.model.state import AttentionState
 from evo_toolkit.model.striped_hyena import StripedHyena2
-from evo_toolkit.variants.reuse import (
-    LogProbPair,
-    ReusedPrefixes,
-    TokenCount,
-    WholeWindows,
-    WindowGroup,
-    WindowRunner,
-    _Prefix,
-    _Waiting,
-    window_runner,
-)
+from evo_toolkit.variants.read_plan import Prefix
+from evo_toolkit.variants.reuse import ReusedPrefixes, _Waiting, window_runner
 from evo_toolkit.variants.score import VariantScorer
 from evo_toolkit.variants.scores import AlleleScore
+from evo_toolkit.variants.whole_windows import WholeWindows
+from evo_toolkit.variants.window_runner import LogProbPair, TokenCount, WindowGroup, WindowRunner
 
 HEADER = "##fileformat=VCFv4.3\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
 WINDOW = 128
@@ -258,7 +251,7 @@ def test_states_are_let_go_when_their_suffixes_have_been_read(
     alive: list[int] = []
     read = ReusedPrefixes._read_prefixes
 
-    def watched(self: ReusedPrefixes, batch: Sequence[_Prefix]) -> list[_Waiting]:
+    def watched(self: ReusedPrefixes, batch: Sequence[Prefix]) -> list[_Waiting]:
         waiting = read(self, batch)
         layer = waiting[0].fork[0][3]
         assert isinstance(layer, AttentionState)

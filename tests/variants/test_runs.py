@@ -39,12 +39,12 @@ from evo_toolkit.variants import workers as workers_module
 from evo_toolkit.variants.chunks import Chunk, ChunkScores, cut
 from evo_toolkit.variants.dry_run import Forecast, forecast
 from evo_toolkit.variants.resume import ChunkStore, ResumeError, differences
-from evo_toolkit.variants.reuse import TokenCount
 from evo_toolkit.variants.run import ScoringRun
 from evo_toolkit.variants.score import ReferenceBits
 from evo_toolkit.variants.scores import AlleleScore
 from evo_toolkit.variants.skipped import REASONS
 from evo_toolkit.variants.summary import Summary
+from evo_toolkit.variants.window_runner import TokenCount
 from evo_toolkit.variants.workers import (
     ChunkScorer,
     DeviceProcesses,

@@ -18,9 +18,11 @@ from evo_toolkit.errors import UsageError
 from evo_toolkit.inference.likelihood import token_log_probs
 from evo_toolkit.inference.runner import LogProbRunner
 from evo_toolkit.model.striped_hyena import StripedHyena2
-from evo_toolkit.variants.reuse import ReusedPrefixes, WholeWindows, WindowRunner
+from evo_toolkit.variants.reuse import ReusedPrefixes
 from evo_toolkit.variants.score import VariantScorer
 from evo_toolkit.variants.scores import AlleleScore, ScoredRecord
+from evo_toolkit.variants.whole_windows import WholeWindows
+from evo_toolkit.variants.window_runner import WindowRunner
 
 HEADER = "##fileformat=VCFv4.3\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
 LENGTH = 2000

@@ -29,7 +29,8 @@ from evo_toolkit.variants.methods import WindowOutputs, get_methods
 from evo_toolkit.variants.positions import PositionModel
 from evo_toolkit.variants.preset import PRESETS
 from evo_toolkit.variants.reading import Wanted
-from evo_toolkit.variants.reuse import ReusedPrefixes, WindowGroup, window_runner
+from evo_toolkit.variants.reuse import ReusedPrefixes, window_runner
+from evo_toolkit.variants.window_runner import WindowGroup
 
 BASES = "".join(random.Random(4).choices("ACGT", k=700))
 BASES = BASES[:300] + "ACACACACACAC" + BASES[312:500] + "T" * 12 + BASES[512:]
@@ -169,7 +170,7 @@ def test_methods_with_cut_suffixes_end_where_alleles_were_read_to(
         windows, _ = variant_windows(fetch, 700, edit, 128, step=runner.step)
         strands = []
         for w in [w for w in windows if w.fork < len(w.ref)]:
-            stop = runner.stop(w.fork, len(w.ref))
+            stop = runner.splits.stop(w.fork, len(w.ref))
             ref, alt = (one.bases for one in positions([w.ref, w.alt]))
             assert ref is not None and alt is not None
             mask = (np.arange(len(w.ref)) >= w.fork) & (np.arange(len(w.ref)) < stop)
