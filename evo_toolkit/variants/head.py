@@ -12,24 +12,17 @@ of one or more layers, layer by layer, each layer's in the order given: x, `[F]`
     y = mean over the strands of W (x - mean) / scale + b,    `[K]`
     output = y, sigmoid(y) or softmax(y)
 
-A file is safetensors with float32 `weight` [K, F], `bias` [K] and, if features were standardised,
-`mean` [F] and `scale` [F]; its metadata are strings:
+The file is that of `evo_toolkit.inference.head_files`, of kind `variant`, with
 
-    format, format_version   evo_toolkit.variant_head, 1
-    name                     letters, digits, _ and -; begins the columns' names
-    outputs                  JSON list of K names
-    layers, features         JSON lists
-    activation               none, sigmoid or softmax
+    features                 JSON list
     run                      JSON of what the head was fitted with: model, model_sha256, window,
                              strands, suffix; scores must be made with the same
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,22 +30,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from evo_data.files import atomic_output, sha256_file
+from evo_data.files import sha256_file
 from evo_toolkit.errors import EvoError
+from evo_toolkit.inference.head_files import (
+    ACTIVATIONS,
+    ADVICE,
+    NAME,
+    VARIANT,
+    activated,
+    json_names,
+    json_object,
+    read_head_file,
+    write_head_file,
+)
 from evo_toolkit.variants.methods import Method, Values, WindowOutputs
 from evo_toolkit.variants.scores import Column
 
 if TYPE_CHECKING:
     from evo_toolkit.model.striped_hyena import StripedHyena2
 
-FORMAT, FORMAT_VERSION = "evo_toolkit.variant_head", "1"
 FEATURES = ("ref", "alt", "difference")
-ACTIVATIONS = ("none", "sigmoid", "softmax")
 MADE_WITH = ("model_sha256", "window", "strands", "suffix")
 """What scores must have in common with the data that a head was fitted on."""
-
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
-_ADVICE = "fit it again, or write it with evo_toolkit.variants.head.VariantHead.save"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -69,6 +68,7 @@ class VariantHead:
         bias: `[K]`.
         mean, scale: `[F]`, taken from features and divided by.
         run: What it was fitted with (`MADE_WITH`, and whatever else).
+        about: Labels, estimator, metric with its interval, digest of the data, where they are known.
         digest: sha256 of its file; "" for a head that comes from none.
 
     Raises:
@@ -85,10 +85,11 @@ class VariantHead:
     mean: NDArray[np.float32] | None = None
     scale: NDArray[np.float32] | None = None
     run: Mapping[str, object]
+    about: Mapping[str, object] = field(default_factory=dict)
     digest: str = ""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or not all(map(_NAME.fullmatch, self.outputs)):
+        if not NAME.fullmatch(self.name) or not all(map(NAME.fullmatch, self.outputs)):
             raise EvoError(
                 f"head {self.name!r} with outputs {', '.join(self.outputs)}: names are made of letters, digits, _ and -"
             )
@@ -116,58 +117,32 @@ class VariantHead:
 
     def save(self, path: Path | str, *, force: bool = False) -> None:
         """Write the head in the format of this module."""
-        from safetensors.numpy import save_file
-
-        tensors = {"weight": self.weight, "bias": self.bias, "mean": self.mean, "scale": self.scale}
         metadata = {
-            "format": FORMAT, "format_version": FORMAT_VERSION, "name": self.name,
-            "outputs": json.dumps(self.outputs), "layers": json.dumps(self.layers),
-            "features": json.dumps(self.features), "activation": self.activation,
-            "run": json.dumps(dict(self.run)),
+            "name": self.name, "outputs": self.outputs, "layers": self.layers, "features": self.features,
+            "activation": self.activation, "run": dict(self.run), "about": dict(self.about),
         }  # fmt: skip
-        with atomic_output(path, force=force) as temporary:
-            save_file(
-                {
-                    name: np.ascontiguousarray(values, dtype=np.float32)
-                    for name, values in tensors.items()
-                    if values is not None
-                },
-                temporary,
-                metadata,
-            )
+        tensors = {"weight": self.weight, "bias": self.bias, "mean": self.mean, "scale": self.scale}
+        write_head_file(path, VARIANT, metadata, tensors, force=force)
 
     @classmethod
     def load(cls, path: Path | str) -> VariantHead:
         """Read a head.
 
         Raises:
-            EvoError: if the file is none, or of a later version.
+            EvoError: if the file is none, is one for sequences, or of a later version.
             OSError: if it cannot be read.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path)
-        with path.open("rb"):  # whose errors name the file
-            pass
-        try:
-            with safe_open(path, "numpy") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise EvoError(f"{path} is no safetensors file ({error}); {_ADVICE}") from error
-        if metadata.get("format") != FORMAT:
-            raise EvoError(f"{path} does not say that it is a {FORMAT}; {_ADVICE}")
-        if metadata.get("format_version") != FORMAT_VERSION:
+        file = read_head_file(path)
+        metadata, tensors = file
+        if file.kind != VARIANT:
             raise EvoError(
-                f"{path} has format version {metadata.get('format_version')}; this program reads {FORMAT_VERSION}, a newer one may read it"
+                f"{path} is a head for sequences ({file.kind}), not for variants; apply it with evo-toolkit finetune predict"
             )
         try:
-            lists = {key: _names(metadata[key]) for key in ("outputs", "layers", "features")}
-            run = json.loads(metadata["run"])
-            if not isinstance(run, dict):
-                raise ValueError("run is no JSON object")
+            lists = {key: json_names(metadata[key]) for key in ("outputs", "layers", "features")}
             return cls(
-                name=metadata["name"], activation=metadata["activation"], run=run, **lists,
+                name=metadata["name"], activation=metadata["activation"], **lists,
+                run=json_object(metadata["run"]), about=json_object(metadata.get("about", "{}")),
                 weight=tensors["weight"], bias=tensors["bias"], mean=tensors.get("mean"),
                 scale=tensors.get("scale"), digest=sha256_file(path),
             )  # fmt: skip
@@ -175,7 +150,7 @@ class VariantHead:
             if isinstance(error, EvoError):
                 raise EvoError(f"{path}: {error}") from error
             raise EvoError(
-                f"{path} is no complete head ({type(error).__name__}: {error}); {_ADVICE}"
+                f"{path} is no complete head ({type(error).__name__}: {error}); {ADVICE}"
             ) from error
 
     def require_same_run(self, run: Mapping[str, object]) -> None:
@@ -212,16 +187,7 @@ class VariantHead:
 
     def activated(self, logits: NDArray[np.floating]) -> NDArray[np.float64]:
         """`[K]` outputs."""
-        y = np.asarray(logits, dtype=np.float64)
-        if self.activation == "sigmoid":
-            # Of the side that cannot overflow.
-            small = np.exp(-np.abs(y))
-            return np.where(y >= 0, 1 / (1 + small), small / (1 + small))
-        if self.activation == "softmax":
-            odds = np.exp(y - y.max())
-            shares: NDArray[np.float64] = odds / odds.sum()
-            return shares
-        return y
+        return activated(logits, self.activation)
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -236,13 +202,6 @@ class VariantHead:
             )
             for output in self.outputs
         )
-
-
-def _names(text: str) -> tuple[str, ...]:
-    found = json.loads(text)
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise ValueError(f"{text[:40]} is no JSON list of names")
-    return tuple(found)
 
 
 def check_features(head: VariantHead, model: StripedHyena2) -> None:
