@@ -22,10 +22,11 @@ from evo_kernels import (
     shift_taps,
 )
 from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.mixer import Mixer
 from evo_toolkit.model.precision import PrecisionPolicy
 
 
-class DiagonalModel(nn.Module):
+class DiagonalModel(Mixer):
     """The parameters of `x' = A x + u`, `y = 2 Re(C x) + D u` with complex diagonal A: S4D.
 
     They start as S4D-Lin: `A_n = -1/2 + i pi n`, C standard normal, steps log-uniform, so that a
@@ -59,7 +60,7 @@ class S4D(DiagonalModel):
         super().__init__(config, config.width)
         self.policy = policy
 
-    def forward(
+    def mix(
         self, u: Tensor, state: DiagonalState | None = None, *, return_state: bool = False
     ) -> tuple[Tensor, DiagonalState | None]:
         """`[B, L, D]` to `[B, L, D]`, and the new state if asked for."""
@@ -85,7 +86,7 @@ class H3(DiagonalModel):
         self.shift_C = nn.Parameter(torch.randn(D, K) / math.sqrt(K))
         self.shift_D = nn.Parameter(torch.randn(D))
 
-    def forward(
+    def mix(
         self, qkv: Tensor, state: H3State | None = None, *, return_state: bool = False
     ) -> tuple[Tensor, H3State | None]:
         """`[B, L, 3D]` to `[B, L, D]`, and the new state if asked for."""

@@ -15,20 +15,22 @@ from evo_kernels import (
     MRState,
     SEState,
     hyena_li,
-    hyena_li_end_state,
     hyena_mr,
     hyena_se,
 )
 from evo_toolkit.model.config import StripedHyena2Config
-from evo_toolkit.model.mixer import Mixer
+from evo_toolkit.model.mixer import Convolution, padded_response
 from evo_toolkit.model.precision import PrecisionPolicy
+
+# Positions that `HyenaLI.response` takes as one digit.
+_LOW_DIGIT = 1024
 
 
 def _uniform(*shape: int, bound: float) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))
 
 
-class HyenaSE(Mixer):
+class HyenaSE(Convolution):
     """Short explicit filters, one per group of channels."""
 
     def __init__(self, config: StripedHyena2Config, policy: PrecisionPolicy) -> None:
@@ -37,18 +39,30 @@ class HyenaSE(Mixer):
         bound = 1 / math.sqrt(config.featurizer_length)
         self.featurizer = _uniform(3 * config.width, config.featurizer_length, bound=bound)
         self.h = _uniform(config.filter_groups, config.se_length, bound=bound)
+        self.num_groups = config.filter_groups
 
-    def mix(
-        self, qkv: Tensor, state: SEState | None = None, *, return_state: bool = False
+    def filters(self) -> tuple[Tensor, ...]:
+        return self.featurizer, self.h
+
+    def with_filters(
+        self,
+        qkv: Tensor,
+        filters: tuple[Tensor, ...],
+        state: SEState | None = None,
+        *,
+        return_state: bool = False,
     ) -> tuple[Tensor, SEState | None]:
-        """`[B, L, 3D]` to `[B, L, D]`, and the new state if asked for."""
+        featurizer, h = filters
         return hyena_se(
-            qkv, self.featurizer, self.h, state, return_state=return_state,
+            qkv, featurizer, h, state, return_state=return_state,
             backend=self.policy.backend, rounding=self.policy.rounding,
         )  # fmt: skip
 
+    def response(self, length: int) -> Tensor:
+        return padded_response(self.h, None, self.featurizer.shape[0] // 3, length)
 
-class HyenaMR(Mixer):
+
+class HyenaMR(Convolution):
     """Medium-length explicit filters, one per group of channels, and a skip per channel.
 
     The filters start as small noise under an exponential window (the paper's regularisation); the
@@ -60,6 +74,7 @@ class HyenaMR(Mixer):
         self.policy = policy
         bound = 1 / math.sqrt(config.featurizer_length)
         G, K = config.filter_groups, config.mr_length
+        self.num_groups = G
         self.featurizer = _uniform(3 * config.width, config.featurizer_length, bound=bound)
         # Preset "weak" of the released training: rates 10^-2 to 10^2 per context length.
         rates = torch.logspace(-2, 2, G)
@@ -68,17 +83,28 @@ class HyenaMR(Mixer):
         self.h = nn.Parameter(noise * window)
         self.D = nn.Parameter(torch.ones(config.width))
 
-    def mix(
-        self, qkv: Tensor, state: MRState | None = None, *, return_state: bool = False
+    def filters(self) -> tuple[Tensor, ...]:
+        return self.featurizer, self.h, self.D
+
+    def with_filters(
+        self,
+        qkv: Tensor,
+        filters: tuple[Tensor, ...],
+        state: MRState | None = None,
+        *,
+        return_state: bool = False,
     ) -> tuple[Tensor, MRState | None]:
-        """`[B, L, 3D]` to `[B, L, D]`, and the new state if asked for."""
+        featurizer, h, skip = filters
         return hyena_mr(
-            qkv, self.featurizer, self.h, self.D, state, return_state=return_state,
+            qkv, featurizer, h, skip, state, return_state=return_state,
             backend=self.policy.backend, rounding=self.policy.rounding,
         )  # fmt: skip
 
+    def response(self, length: int) -> Tensor:
+        return padded_response(self.h, self.D, self.D.shape[0], length)
 
-class HyenaLI(Mixer):
+
+class HyenaLI(Convolution):
     """Long implicit filters, a sum of real exponentials per channel, and a skip per channel."""
 
     def __init__(self, config: StripedHyena2Config, policy: PrecisionPolicy) -> None:
@@ -86,6 +112,7 @@ class HyenaLI(Mixer):
         self.policy = policy
         bound = 1 / math.sqrt(config.featurizer_length)
         D, N = config.width, config.li_order
+        self.num_groups = D
         self.featurizer = _uniform(3 * D, config.featurizer_length, bound=bound)
         # Rates exp(-1) * U(0.01, 0.1) per base: time constants of 27 to 272 bases.
         rates = torch.empty(D, N).uniform_(0.01, 0.1) * math.exp(-1)
@@ -93,24 +120,30 @@ class HyenaLI(Mixer):
         self.residues = nn.Parameter(torch.randn(D, N) * (0.1 / math.sqrt(N)))
         self.D = nn.Parameter(torch.ones(D))
 
-    def mix(
-        self, qkv: Tensor, state: LIState | None = None, *, return_state: bool = False
+    def filters(self) -> tuple[Tensor, ...]:
+        return self.featurizer, self.log_poles, self.residues, self.D
+
+    def with_filters(
+        self,
+        qkv: Tensor,
+        filters: tuple[Tensor, ...],
+        state: LIState | None = None,
+        *,
+        return_state: bool = False,
     ) -> tuple[Tensor, LIState | None]:
-        """`[B, L, 3D]` to `[B, L, D]`, and the new state if asked for."""
+        featurizer, log_poles, residues, skip = filters
         return hyena_li(
-            qkv, self.featurizer, self.log_poles, self.residues, self.D, state,
+            qkv, featurizer, log_poles, residues, skip, state,
             return_state=return_state, backend=self.policy.backend, rounding=self.policy.rounding,
         )  # fmt: skip
 
-    def end_state(self, qkv: Tensor, state: LIState | None = None) -> Tensor:
-        """The modal state after the last position, `[B, D, N]`, without the outputs.
-
-        With gradients it takes as long as `mix`; without, half.
-        """
-        if torch.is_grad_enabled():
-            new_state = self.mix(qkv, state, return_state=True)[1]
-            assert new_state is not None
-            return new_state.modal
-        return hyena_li_end_state(
-            qkv, self.featurizer, self.log_poles, state, backend=self.policy.backend
+    def response(self, length: int) -> Tensor:
+        # In two digits of a position: no [D, length, N] tensor exists.
+        high, low = (
+            torch.arange(-(-length // _LOW_DIGIT), device=self.D.device),
+            torch.arange(_LOW_DIGIT, device=self.D.device),
         )
+        poles = self.log_poles[:, None]
+        rising = self.residues[:, None] * torch.exp(poles * (_LOW_DIGIT * high)[:, None])
+        h = rising @ torch.exp(poles * low[:, None]).transpose(1, 2)  # [D, high, low]
+        return padded_response(h.flatten(1), self.D, self.D.shape[0], length)

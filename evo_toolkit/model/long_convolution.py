@@ -18,6 +18,7 @@ from evo_kernels.long_conv import (
     squash,
 )
 from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.mixer import Convolution, padded_response
 from evo_toolkit.model.precision import PrecisionPolicy
 
 # Standard deviations of the two initialisations.
@@ -36,7 +37,7 @@ def _first_filters(config: StripedHyena2Config) -> nn.Parameter:
     return nn.Parameter(noise * _GEOMETRIC * torch.exp(-rates[:, None] * lags))
 
 
-class LongConvolution(nn.Module):
+class LongConvolution(Convolution):
     """Explicit long filters, one per channel, and a skip per channel.
 
     In every forward the filters are smoothed, squashed and, in training, thinned out by dropout; the
@@ -58,6 +59,7 @@ class LongConvolution(nn.Module):
         self.policy = policy
         self.config = config
         D, taps = config.width, config.featurizer_length
+        self.num_groups = D
         bound = 1 / math.sqrt(taps)
         self.featurizer = nn.Parameter(torch.empty(3 * D, taps).uniform_(-bound, bound))
         self.h = _first_filters(config)
@@ -85,31 +87,50 @@ class LongConvolution(nn.Module):
     def _drops(self) -> bool:
         return self.training and torch.is_grad_enabled()
 
-    def forward(
-        self, qkv: Tensor, state: LongConvState | None = None, *, return_state: bool = False
+    def filters(self) -> tuple[Tensor, ...]:
+        h = self.regularised(self.h)
+        ahead = () if self.h_ahead is None else (self.regularised(self.h_ahead),)
+        return self.featurizer, h, self.D, *ahead
+
+    def with_filters(
+        self,
+        qkv: Tensor,
+        filters: tuple[Tensor, ...],
+        state: LongConvState | None = None,
+        *,
+        return_state: bool = False,
     ) -> tuple[Tensor, LongConvState | None]:
-        """`[B, L, 3D]` to `[B, L, D]`, and the new state if asked for.
+        """As `Convolution.with_filters`.
 
         Raises:
             UsageError: for a state, given or asked for, where outputs depend on later positions.
         """
         if state is not None or return_state:
             self.config.require_causal("take a sequence in pieces, as generation and scores do")
-        h = self.regularised(self.h)
-        ahead = None if self.h_ahead is None else self.regularised(self.h_ahead)
+        featurizer, h, skip, *rest = filters
+        ahead = rest[0] if rest else None
         if self.input_factors is None or self.filter_factors is None:
             return long_conv(
-                qkv, self.featurizer, h, self.D, state, h_ahead=ahead, algorithm=self.algorithm,
+                qkv, featurizer, h, skip, state, h_ahead=ahead, algorithm=self.algorithm,
                 order=self.order, return_state=return_state, backend=self.policy.backend,
                 rounding=self.policy.rounding,
             )  # fmt: skip
         assert self.config.long_butterfly != "fixed"
         y = learned_long_conv(
-            qkv, self.featurizer, h, self.D, self._thinned(self.input_factors),
+            qkv, featurizer, h, skip, self._thinned(self.input_factors),
             self._thinned(self.filter_factors), form=self.config.long_butterfly, h_ahead=ahead,
             backend=self.policy.backend, rounding=self.policy.rounding,
         )  # fmt: skip
         return y, None
+
+    def response(self, length: int) -> Tensor:
+        """As `Convolution.response`.
+
+        Raises:
+            UsageError: where outputs depend on later positions.
+        """
+        self.config.require_causal("be convolved by an impulse response")
+        return padded_response(self.regularised(self.h), self.D, self.D.shape[0], length)
 
     def _thinned(self, factors: nn.ParameterDict) -> dict[int, Tensor]:
         """Factors by size, after dropout of complex entries as wholes."""

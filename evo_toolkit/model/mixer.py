@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from evo_toolkit.model.precision import PrecisionPolicy
 
 
 class SequenceAcrossRanks(Protocol):
@@ -39,3 +42,53 @@ class Mixer(nn.Module):
     ) -> tuple[Tensor, Any]:
         """`forward` on this rank alone."""
         raise NotImplementedError
+
+
+class Convolution(Mixer):
+    """A gated convolution along the sequence: `q * (h * (k * v))` after featurizers.
+
+    What it computes is a function of its filters, so that it can be computed for some channels alone.
+    Channels of one group share a filter and are adjacent.
+
+    Attributes:
+        num_groups: Filter groups.
+        policy: How numbers are represented.
+    """
+
+    num_groups: int
+    policy: PrecisionPolicy
+
+    def filters(self) -> tuple[Tensor, ...]:
+        """The featurizer `[3D, taps]`, then whatever else there is of each group or channel."""
+        raise NotImplementedError
+
+    def with_filters(
+        self,
+        qkv: Tensor,
+        filters: tuple[Tensor, ...],
+        state: Any = None,
+        *,
+        return_state: bool = False,
+    ) -> tuple[Tensor, Any]:
+        """`mix` with other filters, as many as the channels of `qkv` need."""
+        raise NotImplementedError
+
+    def response(self, length: int) -> Tensor:
+        """What an impulse gives at 0 to `length - 1` positions behind it, skip included: `[D, length]`.
+
+        Of the convolution between the gates, in float32 or wider.
+        """
+        raise NotImplementedError
+
+    def mix(
+        self, qkv: Tensor, state: Any = None, *, return_state: bool = False
+    ) -> tuple[Tensor, Any]:
+        """`[B, L, 3D]` to `[B, L, D]`, and the new state if asked for."""
+        return self.with_filters(qkv, self.filters(), state, return_state=return_state)
+
+
+def padded_response(h: Tensor, skip: Tensor | None, width: int, length: int) -> Tensor:
+    """Taps `[G, K]` and a skip `[D]` as `Convolution.response`."""
+    taps = F.pad(h[:, :length], (0, max(0, length - h.shape[1])))
+    taps = taps.repeat_interleave(width // h.shape[0], dim=0)
+    return taps if skip is None else taps + F.pad(skip[:, None], (0, length - 1))

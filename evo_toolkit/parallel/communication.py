@@ -1,16 +1,46 @@
-"""What ranks say to each other: three operators, each with its gradient.
+"""What ranks say to each other, with gradients: all-to-all, at once or begun and finished, and gather.
 
-They are operators of torch, named by their process group, so that torch.compile takes them as they
-are and activation checkpointing repeats them. All ranks of a group call them in the same order.
+The operators are named by their process group, so that torch.compile takes them as they are and
+activation checkpointing repeats them. All ranks of a group call them in the same order, also in the
+backward pass: nothing here depends on whether a rank has anything to say.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+@dataclass
+class Traffic:
+    """Bytes that this rank sent to others."""
+
+    bytes: int = 0
+
+
+_listeners: list[Traffic] = []
+
+
+@contextmanager
+def counted() -> Iterator[Traffic]:
+    """Count what this rank sends within, in forward and backward passes; not in compiled graphs."""
+    traffic = Traffic()
+    _listeners.append(traffic)
+    try:
+        yield traffic
+    finally:
+        _listeners.remove(traffic)
+
+
+def _count(x: Tensor, numbers: int) -> None:
+    for traffic in _listeners:
+        traffic.bytes += numbers * x.element_size()
 
 
 def _group(name: str) -> dist.ProcessGroup:
@@ -20,47 +50,12 @@ def _group(name: str) -> dist.ProcessGroup:
     return group
 
 
-@torch.library.custom_op("evo_toolkit::shift", mutates_args=())
-def _shift(x: Tensor, step: int, group: str) -> Tensor:
-    peers = _group(group)
-    rank, size = dist.get_rank(peers), dist.get_world_size(peers)
-    sent, received = x.contiguous(), torch.zeros_like(x, memory_format=torch.contiguous_format)
-    calls = []
-    if 0 <= rank + step < size:
-        calls.append(dist.P2POp(dist.isend, sent, group=peers, group_peer=rank + step))
-    if 0 <= rank - step < size:
-        calls.append(dist.P2POp(dist.irecv, received, group=peers, group_peer=rank - step))
-    for work in dist.batch_isend_irecv(calls) if calls else ():
-        work.wait()
-    return received
-
-
-@_shift.register_fake
-def _(x: Tensor, step: int, group: str) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-def _remember_shift(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, ctx.step, ctx.group = inputs
-
-
-def _shift_back(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    return _shift(grad, -ctx.step, ctx.group), None, None
-
-
-_shift.register_autograd(_shift_back, setup_context=_remember_shift)
-
-
-def from_left(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The `x` of the rank before this one; zeros on the first rank. One shape on all ranks."""
-    received: Tensor = _shift(x, 1, group.group_name)
-    return received
-
-
 @torch.library.custom_op("evo_toolkit::exchange", mutates_args=())
 def _exchange(x: Tensor, sent: list[int], received: list[int], group: str) -> Tensor:
+    peers = _group(group)
+    _count(x, sum(sent) - sent[dist.get_rank(peers)])
     out = x.new_empty(sum(received))
-    dist.all_to_all_single(out, x.contiguous(), received, sent, group=_group(group))
+    dist.all_to_all_single(out, x.contiguous(), received, sent, group=peers)
     return out
 
 
@@ -93,8 +88,76 @@ def exchange(x: Tensor, sent: list[int], received: list[int], group: dist.Proces
     return out
 
 
+def _begin(x: Tensor, sent: list[int], received: list[int], group: str) -> Tensor:
+    if not torch.compiler.is_compiling():
+        _count(x, sum(sent) - sent[dist.get_rank(_group(group))])
+    # Torch's operator keeps its input alive, and its output is not to be read before `_finish`.
+    out: Tensor = torch.ops._c10d_functional.all_to_all_single(
+        x.contiguous(), received, sent, group
+    )
+    return out
+
+
+def _finish(x: Tensor) -> Tensor:
+    out: Tensor = torch.ops._c10d_functional.wait_tensor(x)
+    return out
+
+
+class _Begin(torch.autograd.Function):
+    """Sends; gives what arrives, and a ticket of the size of what was sent, which carries gradients.
+
+    Its backward waits for the gradient that `_Finish` has sent.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, sent: list[int], received: list[int], group: str
+    ) -> tuple[Tensor, Tensor]:
+        arriving = _begin(x, sent, received, group)
+        ctx.mark_non_differentiable(arriving)
+        return arriving, x.new_empty(1).expand(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return _finish(grad), None, None, None
+
+
+class _Finish(torch.autograd.Function):
+    """Waits; its backward sends the gradient back, so that what is computed before `_Begin` hides it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, arriving: Tensor, ticket: Tensor, sent: list[int], received: list[int], group: str
+    ) -> Tensor:
+        ctx.arguments = received, sent, group
+        return _finish(arriving)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None, None]:
+        return None, _begin(grad, *ctx.arguments), None, None, None
+
+
+def begin_exchange(
+    x: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup
+) -> Callable[[], Tensor]:
+    """`exchange` that goes on while other things are computed, forward and backward.
+
+    Returns:
+        A function that waits and returns the result; to be called once.
+    """
+    name = group.group_name
+    arriving, ticket = _Begin.apply(x, sent, received, name)
+
+    def finish() -> Tensor:
+        out: Tensor = _Finish.apply(arriving, ticket, sent, received, name)
+        return out
+
+    return finish
+
+
 @torch.library.custom_op("evo_toolkit::gather", mutates_args=())
 def _gather(x: Tensor, size: int, group: str) -> Tensor:
+    _count(x, (size - 1) * x.numel())
     out = x.new_empty(size * x.numel())
     dist.all_gather_into_tensor(out, x.flatten(), group=_group(group))
     return out.view(size, *x.shape)

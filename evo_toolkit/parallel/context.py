@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -12,10 +13,21 @@ from torch import Tensor, nn
 from evo_toolkit.errors import UsageError
 from evo_toolkit.model.attention import Attention
 from evo_toolkit.model.block import Block
+from evo_toolkit.model.h3 import DiagonalModel
 from evo_toolkit.model.hyena import HyenaLI, HyenaMR, HyenaSE
-from evo_toolkit.model.mixer import Mixer
+from evo_toolkit.model.long_convolution import LongConvolution
+from evo_toolkit.model.mixer import Convolution, Mixer
 from evo_toolkit.model.striped_hyena import StripedHyena2
-from evo_toolkit.parallel.mixers import attention_by_heads, hyena_by_halo, hyena_by_states
+from evo_toolkit.parallel.all_to_all import PIECES, attention_by_heads, convolution_by_channels
+from evo_toolkit.parallel.fourier import convolution_by_fft
+from evo_toolkit.parallel.halo import convolution_by_halo, convolution_by_overlapped_halo
+from evo_toolkit.parallel.ring import attention_by_ring
+from evo_toolkit.parallel.states import diagonal_by_states, li_by_states
+
+ExplicitStrategy = Literal["halo", "halo-overlapped", "all-to-all", "all-to-all-pipelined", "fft"]
+ImplicitStrategy = Literal["states", "all-to-all", "all-to-all-pipelined", "fft"]
+LongStrategy = Literal["all-to-all", "all-to-all-pipelined", "halo", "halo-overlapped", "fft"]
+AttentionStrategy = Literal["auto", "heads", "ring"]
 
 
 @dataclass(frozen=True)
@@ -25,10 +37,18 @@ class ContextParallel:
     Attributes:
         group: The ranks that share the sequence.
         lengths: Positions of each rank's part, at least one each.
+        explicit: How Hyena-SE and -MR continue over ranks.
+        implicit: How Hyena-LI does; H3 and S4D always pass states.
+        long: How long convolutions do.
+        attention: How attention does; "auto" takes heads, or the ring where ranks exceed them.
     """
 
     group: dist.ProcessGroup
     lengths: tuple[int, ...]
+    explicit: ExplicitStrategy = "halo"
+    implicit: ImplicitStrategy = "states"
+    long: LongStrategy = "all-to-all"
+    attention: AttentionStrategy = "auto"
 
     def __post_init__(self) -> None:
         size = dist.get_world_size(self.group)
@@ -36,12 +56,32 @@ class ContextParallel:
             raise UsageError(
                 f"lengths {self.lengths} do not divide a sequence over {size} ranks; give each at least one position"
             )
+        for name, allowed in (
+            ("explicit", ExplicitStrategy),
+            ("implicit", ImplicitStrategy),
+            ("long", LongStrategy),
+            ("attention", AttentionStrategy),
+        ):
+            if getattr(self, name) not in get_args(allowed):
+                raise UsageError(
+                    f"{name} is {getattr(self, name)!r}; use {', '.join(get_args(allowed))}"
+                )
 
     @classmethod
-    def of_length(cls, length: int, group: dist.ProcessGroup) -> ContextParallel:
+    def of_length(
+        cls,
+        length: int,
+        group: dist.ProcessGroup,
+        *,
+        explicit: ExplicitStrategy = "halo",
+        implicit: ImplicitStrategy = "states",
+        long: LongStrategy = "all-to-all",
+        attention: AttentionStrategy = "auto",
+    ) -> ContextParallel:
         """Parts of about equal length; the first ranks take the positions that are left over."""
         size = dist.get_world_size(group)
-        return cls(group, tuple((length + size - 1 - rank) // size for rank in range(size)))
+        lengths = tuple((length + size - 1 - rank) // size for rank in range(size))
+        return cls(group, lengths, explicit, implicit, long, attention)
 
     @property
     def rank(self) -> int:
@@ -63,25 +103,49 @@ class ContextParallel:
             qkv: `[B, L, 3D]`, L this rank's length.
 
         Raises:
-            UsageError: if the kind of mixer, or so short a part, cannot be divided.
+            UsageError: if the kind of mixer cannot be divided so.
         """
         if qkv.shape[1] != self.lengths[self.rank]:
             raise UsageError(
                 f"rank {self.rank} was given {qkv.shape[1]} positions; its part of the sequence has {self.lengths[self.rank]}"
             )
-        if isinstance(mixer, HyenaSE | HyenaMR):
-            reach = mixer.featurizer.shape[1] - 1 + mixer.h.shape[1] - 1
-            return hyena_by_halo(mixer, reach, qkv, self.lengths, self.group)
-        if isinstance(mixer, HyenaLI):
-            return hyena_by_states(mixer, qkv, self.lengths, self.group)
         if isinstance(mixer, Attention):
-            return attention_by_heads(mixer, qkv, self.lengths, self.group)
-        raise _undivided(mixer)
+            ring = self.attention == "ring" or (
+                self.attention == "auto" and len(self.lengths) > mixer.num_heads
+            )
+            attention = attention_by_ring if ring else attention_by_heads
+            return attention(mixer, qkv, self.lengths, self.group)
+        if isinstance(mixer, DiagonalModel):
+            return diagonal_by_states(mixer, qkv, self.lengths, self.group)
+        if isinstance(mixer, HyenaLI) and self.implicit == "states":
+            return li_by_states(mixer, qkv, self.lengths, self.group)
+        if isinstance(mixer, Convolution):
+            return self._convolve(mixer, qkv)
+        raise _undivided(type(mixer).__name__)
+
+    def _convolve(self, mixer: Convolution, qkv: Tensor) -> Tensor:
+        if isinstance(mixer, HyenaSE | HyenaMR):
+            strategy: str = self.explicit
+        else:
+            strategy = self.implicit if isinstance(mixer, HyenaLI) else self.long
+        if isinstance(mixer, LongConvolution):
+            if mixer.input_factors is not None:
+                raise _undivided("a long convolution with learned butterflies")
+            if mixer.h_ahead is not None and not strategy.startswith("all-to-all"):
+                raise _undivided(f"a bidirectional long convolution by {strategy}")
+        if strategy == "halo":
+            return convolution_by_halo(mixer, qkv, self.lengths, self.group)
+        if strategy == "halo-overlapped":
+            return convolution_by_overlapped_halo(mixer, qkv, self.lengths, self.group)
+        if strategy == "fft":
+            return convolution_by_fft(mixer, qkv, self.lengths, self.group)
+        pieces = PIECES if strategy == "all-to-all-pipelined" else 1
+        return convolution_by_channels(mixer, qkv, self.lengths, self.group, pieces=pieces)
 
 
-def _undivided(mixer: nn.Module) -> UsageError:
+def _undivided(what: str) -> UsageError:
     return UsageError(
-        f"{type(mixer).__name__} is not divided over ranks; Hyena-SE, -MR, -LI and attention are"
+        f"{what} is not divided over ranks; Hyena-SE, -MR, -LI, attention, H3, S4D and, all-to-all, long convolutions are"
     )
 
 
@@ -92,16 +156,17 @@ def context_parallel(model: StripedHyena2, context: ContextParallel) -> Iterator
     All ranks call the model alike. Gradients of parameters are those of this rank's part: their sum
     over the group is the gradient.
     """
-    mixers = []
+    mixers: list[Mixer] = []
     for block in model.blocks:
         assert isinstance(block, Block)
-        if not isinstance(block.mixer, Mixer):
-            raise _undivided(block.mixer)
-        mixers.append(block.mixer)
-    for mixer in mixers:
-        mixer.parallel = context
+        mixer: nn.Module = block.mixer
+        if not isinstance(mixer, Mixer):
+            raise _undivided(type(mixer).__name__)
+        mixers.append(mixer)
+    for one in mixers:
+        one.parallel = context
     try:
         yield
     finally:
-        for mixer in mixers:
-            mixer.parallel = None
+        for one in mixers:
+            one.parallel = None

@@ -12,7 +12,7 @@ kernels, only twins. Triton is imported when a kernel first runs. The twin accum
 from evo_kernels.attention_two_segment import attention_two_segment
 from evo_kernels.diagonal_ssm import DiagonalModes, DiagonalState, diagonal_ssm, discretise
 from evo_kernels.h3 import H3State, h3, shift_taps
-from evo_kernels.hyena_li import LIState, hyena_li, hyena_li_end_state
+from evo_kernels.hyena_li import LIState, hyena_li, hyena_li_adjoint_state, hyena_li_end_state
 from evo_kernels.hyena_mr import MRState, hyena_mr
 from evo_kernels.hyena_se import SEState, hyena_se
 from evo_kernels.long_conv import LongConvState, learned_long_conv, long_conv
@@ -31,6 +31,7 @@ __all__ = [
     "discretise",
     "h3",
     "hyena_li",
+    "hyena_li_adjoint_state",
     "hyena_li_end_state",
     "hyena_mr",
     "hyena_se",

@@ -26,13 +26,27 @@ from evo_toolkit.training.loss import NextTokenObjective
 # Three heads: two and four ranks have to fill up.
 SHAPE: dict[str, Any] = {
     "name": "toy", "width": 12, "num_heads": 3, "mlp_width": 8, "filter_groups": 3,
-    "context_length": 256, "mr_length": 9, "li_order": 4,
+    "context_length": 256, "mr_length": 9, "li_order": 4, "ssm_order": 4, "h3_head_width": 2,
+    "h3_shift_length": 5, "long_length": 40,
 }  # fmt: skip
 
+# Pattern, field of ContextParallel and what it is there, where that is not chosen by itself.
+STRATEGIES = (
+    *(
+        (pattern, "explicit", name)
+        for pattern in ("S", "D")
+        for name in ("halo-overlapped", "all-to-all", "all-to-all-pipelined", "fft")
+    ),
+    *(("H", "implicit", name) for name in ("all-to-all", "all-to-all-pipelined", "fft")),
+    *(("L", "long", name) for name in ("all-to-all-pipelined", "halo", "halo-overlapped", "fft")),
+    ("*", "attention", "ring"),
+)
 
-def build(pattern: str) -> StripedHyena2:
+
+def build(pattern: str, **shape: Any) -> StripedHyena2:
     """A float64 model whose filters matter."""
-    config = StripedHyena2Config(pattern=pattern, gelu_layers=(0,), **SHAPE)
+    fields = SHAPE | shape
+    config = StripedHyena2Config(pattern=pattern, gelu_layers=(0,), **fields)
     policy = PrecisionPolicy(name="exact", compute_dtype=torch.float64)
     model = StripedHyena2(config, policy=policy, generator_seed=0).double()
     generator = torch.Generator().manual_seed(1)
@@ -44,15 +58,27 @@ def build(pattern: str) -> StripedHyena2:
 
 
 def loss_and_gradients(
-    pattern: str, lengths: tuple[int, ...] | None, length: int, *, checkpointing: bool = False
+    pattern: str,
+    lengths: tuple[int, ...] | None,
+    length: int,
+    *,
+    checkpointing: bool = False,
+    strategies: dict[str, Any] | None = None,
+    shape: dict[str, Any] | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Logits, weighted loss and gradients; with `lengths`, of the parts and added over the ranks."""
-    model = build(pattern)
+    model = build(pattern, **(shape or {}))
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randint(65, 85, (2, length + 1), generator=generator)
     weights = torch.rand(2, length, generator=generator, dtype=torch.float64)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    objective = NextTokenObjective(model, checkpoint_blocks=1 if checkpointing else 0)
+
+    def objective(inputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        if model.config.looks_ahead():  # such a model predicts no next base
+            return (model(inputs).square().sum(-1) * weights).sum(), weights.sum()
+        trained = NextTokenObjective(model, checkpoint_blocks=1 if checkpointing else 0)
+        return trained(inputs, targets, weights)
+
     if lengths is None:
         loss, _ = objective(inputs, targets, weights)
         loss.backward()
@@ -61,7 +87,7 @@ def loss_and_gradients(
         return logits, loss.detach(), gradients(model)
     group = dist.group.WORLD
     assert group is not None
-    context = ContextParallel(group, lengths)
+    context = ContextParallel(group, lengths, **(strategies or {}))
     with context_parallel(model, context):
         loss, _ = objective(*(context.part_of(x) for x in (inputs, targets, weights)))
         loss.backward()
@@ -95,15 +121,15 @@ def difference(one: Tensor, other: Tensor) -> float:
 def compare(pattern: str, lengths: tuple[int, ...], **options: Any) -> float:
     """The largest difference of logits, loss and any gradient between ranks and one process."""
     found = loss_and_gradients(pattern, lengths, sum(lengths), **options)
-    wanted = loss_and_gradients(pattern, None, sum(lengths))
+    wanted = loss_and_gradients(pattern, None, sum(lengths), shape=options.get("shape"))
     worst = max(difference(a, b) for a, b in zip(found[:2], wanted[:2], strict=True))
     return max(worst, *(difference(found[2][name], g) for name, g in wanted[2].items()))
 
 
-def refusal(pattern: str, lengths: tuple[int, ...]) -> str:
+def refusal(pattern: str, lengths: tuple[int, ...], **options: Any) -> str:
     """What is said of a division that cannot be."""
     try:
-        loss_and_gradients(pattern, lengths, sum(lengths))
+        loss_and_gradients(pattern, lengths, sum(lengths), **options)
     except UsageError as error:
         return str(error)
     return ""
@@ -120,13 +146,29 @@ def main() -> None:
     short_last = (*(30,) * (size - 1), 1)
     results: dict[str, Any] = {
         f"{pattern} {name}": compare(pattern, lengths)
-        for pattern in ("S", "D", "H", "*", "SDH*")
+        for pattern in ("S", "D", "H", "*", "3", "4", "L", "SDH*")
         for name, lengths in (("even", even), ("uneven", uneven), ("short last", short_last))
     }
+    for pattern, field, name in STRATEGIES:
+        if name == "fft" and size == 3:
+            continue
+        results[f"{pattern} {field} {name}"] = max(
+            compare(pattern, lengths, strategies={field: name}) for lengths in (even, uneven)
+        )
+    # Shorter than what the next rank needs: 10 positions.
+    results["D short first"] = compare("D", (5, *even[1:]))
+    results["SDH3 short"] = compare("SDH3", (*(2 + i for i in range(size - 1)), 30))
+    results["L ahead"] = compare("L", uneven, shape={"long_bidirectional": True})
     results["SDH* checkpointing"] = compare("SDH*", uneven, checkpointing=True)
-    results["refused short"] = refusal("D", (5, *even[1:]))
-    results["refused kind"] = refusal("3", even)
     results["refused lengths"] = refusal("S", (24,) * (size + 1))
+    results["refused strategy"] = refusal("S", even, strategies={"explicit": "states"})
+    results["refused ahead"] = refusal(
+        "L", even, strategies={"long": "halo"}, shape={"long_bidirectional": True}
+    )
+    results["refused learned"] = refusal(
+        "L", even, shape={"long_butterfly": "free", "long_length": 256}
+    )
+    results["refused fft"] = refusal("D", even, strategies={"explicit": "fft"}) if size == 3 else ""
     if rank == 0:
         Path(sys.argv[4]).write_text(json.dumps(results))
     dist.destroy_process_group()

@@ -17,6 +17,7 @@ from evo_kernels.checks import check_qkv, check_shape
 from evo_kernels.hyena_li.layout import num_tiles, padded_length, padded_poles
 from evo_kernels.hyena_li.reference import (
     LIState,
+    hyena_li_adjoint_state_reference,
     hyena_li_end_state_reference,
     hyena_li_reference,
 )
@@ -404,3 +405,76 @@ def hyena_li_end_state(
             return hyena_li_end_state_reference(qkv, featurizer, log_poles, state)
         tail, modal = (None, None) if state is None else state
         return _end_state(_channel_first(qkv), featurizer, log_poles, tail, modal)
+
+
+@torch.library.custom_op("evo_kernels::hyena_li_adjoint_state", mutates_args=())
+def _adjoint_state(
+    dy: Tensor,
+    qkv: Tensor,
+    featurizer: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    feature_tail: Tensor | None,
+) -> Tensor:
+    from evo_kernels.hyena_li.backward import launch_backward
+
+    # The backward kernel with nothing wanted but what it carries to the left: of that k, v, the skip and
+    # the states are no part, and the compiler leaves their loads out.
+    B, L, _ = qkv.shape
+    D, N = log_poles.shape
+    unread = log_poles.new_zeros((B, D, num_tiles(L), padded_poles(N)), dtype=torch.float32)
+    return launch_backward(
+        dy, None, qkv, featurizer, log_poles, residues, unread[0, :, 0, 0], feature_tail, unread,
+        needs_input=False, needs_weights=False,
+    )[-1]  # fmt: skip
+
+
+@_adjoint_state.register_fake
+def _(
+    dy: Tensor,
+    qkv: Tensor,
+    featurizer: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    feature_tail: Tensor | None,
+) -> Tensor:
+    return qkv.new_empty((qkv.shape[0], *log_poles.shape), dtype=torch.float32)
+
+
+def hyena_li_adjoint_state(
+    dy: Tensor,
+    qkv: Tensor,
+    featurizer: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    feature_tail: Tensor | None = None,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Return the gradient of `state.modal` that `hyena_li` was given, `[B, D, N]`, from dy and q alone.
+
+    `residues * sum_j exp(log_poles (j + 1)) dy_j q_j`, the mirror image of `hyena_li_end_state` and as
+    cheap: the first pass backward of a sequence that is split over devices. Without gradients.
+
+    Args:
+        dy: Gradient of the output, `[B, L, D]`. That of the end state, if there is one, comes on top,
+            times `exp(log_poles L)`.
+        qkv, featurizer, log_poles, residues, backend: As in `hyena_li`.
+        feature_tail: `state.featurizer` of the state that came in, or None for zeros.
+
+    Raises:
+        KernelError: if shapes disagree.
+        KernelUnavailableError: for "triton" where the kernel cannot run.
+    """
+    L, D = _check(qkv, featurizer, log_poles, None)
+    check_shape("dy", dy, (qkv.shape[0], L, D))
+    check_shape("residues", residues, tuple(log_poles.shape))
+    if feature_tail is not None:
+        check_shape("feature_tail", feature_tail, (qkv.shape[0], featurizer.shape[1] - 1, 3 * D))
+    unsupported = _unsupported(qkv, featurizer, log_poles, True)
+    with torch.no_grad():
+        arguments = dy, qkv, featurizer, log_poles, residues, feature_tail
+        chosen = resolve("hyena_li_adjoint_state", backend, qkv, unsupported=unsupported)
+        if chosen == "reference":
+            return hyena_li_adjoint_state_reference(*arguments)
+        return _adjoint_state(_channel_first(dy), _channel_first(qkv), *arguments[2:])

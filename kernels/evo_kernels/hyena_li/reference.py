@@ -149,3 +149,22 @@ def hyena_li_end_state_reference(
     _, k, v = features.chunk(3, dim=-1)
     poles = log_poles.to(acc)
     return modal_conv(k * v, poles, torch.ones_like(poles), state.modal if state else None)[1]
+
+
+def hyena_li_adjoint_state_reference(
+    dy: Tensor,
+    qkv: Tensor,
+    featurizer: Tensor,
+    log_poles: Tensor,
+    residues: Tensor,
+    feature_tail: Tensor | None,
+) -> Tensor:
+    """Return the gradient of the state before the first position; arguments as in `hyena_li_adjoint_state`."""
+    acc = accumulation_dtype(qkv)
+    D = log_poles.shape[0]
+    tail = None if feature_tail is None else feature_tail[..., :D]
+    q, _ = short_conv_reference(qkv[..., :D], featurizer[:D], tail)
+    poles = log_poles.to(acc)
+    # From right to left: sum_j exp(lambda j) g[j].
+    behind = modal_conv((dy.to(acc) * q).flip(1), poles, torch.ones_like(poles), None)[1]
+    return residues.to(acc) * torch.exp(poles) * behind

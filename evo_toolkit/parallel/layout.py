@@ -1,0 +1,152 @@
+"""Moves of a sequence that lies on several ranks: halos, whole sequences of some channels, other cuts.
+
+Shapes: B batch, L positions of this rank, S streams, H heads or filter groups, E channels of each.
+Every move may be begun, and finished when its result is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from evo_toolkit.parallel.communication import begin_exchange, exchange
+
+Lengths = tuple[int, ...]
+
+
+def starts_of(lengths: Lengths) -> list[int]:
+    """The first position of every rank's part."""
+    return [0, *accumulate(lengths)][:-1]
+
+
+def _begin(
+    x: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup, overlap: bool
+) -> Callable[[], Tensor]:
+    if overlap:
+        return begin_exchange(x, sent, received, group)
+    out = exchange(x, sent, received, group)
+    return lambda: out
+
+
+def _move(
+    x: Tensor,
+    lengths: Lengths,
+    wanted: list[tuple[int, int]],
+    group: dist.ProcessGroup,
+    overlap: bool,
+) -> Callable[[], Tensor]:
+    """Give every rank the positions that it wants, from wherever they lie.
+
+    Args:
+        x: `[B, L, C]`, this rank's part.
+        wanted: First and last position (exclusive) for each rank, inside the sequence.
+
+    Returns:
+        What waits and gives `[B, n, C]`, this rank's n wanted positions.
+    """
+    rank = dist.get_rank(group)
+    held = [(a, a + n) for a, n in zip(starts_of(lengths), lengths, strict=True)]
+
+    def common(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+        first = max(one[0], other[0])
+        return first, max(first, min(one[1], other[1]))
+
+    B, _, C = x.shape
+    start = held[rank][0]
+    going = [common(held[rank], w) for w in wanted]
+    pieces = [x[:, a - start : b - start] if a < b else x[:, :0] for a, b in going]
+    coming = [common(h, wanted[rank]) for h in held]
+    sent, received = ([B * C * (b - a) for a, b in spans] for spans in (going, coming))
+    finish = _begin(torch.cat([p.flatten() for p in pieces]), sent, received, group, overlap)
+
+    def arrived() -> Tensor:
+        return torch.cat([p.view(B, -1, C) for p in finish().split(received)], 1)
+
+    return arrived
+
+
+def begin_halo(
+    x: Tensor, reach: int, lengths: Lengths, group: dist.ProcessGroup, *, overlap: bool = True
+) -> Callable[[], Tensor]:
+    """The last `reach` positions before this rank's part, zeros before the sequence's start.
+
+    From the left neighbour alone, unless its part is shorter than the reach.
+
+    Args:
+        x: `[B, L, C]`.
+
+    Returns:
+        What waits and gives `[B, reach, C]`.
+    """
+    wanted = [(max(0, start - reach), start) for start in starts_of(lengths)]
+    arrived = _move(x, lengths, wanted, group, overlap)
+
+    def halo() -> Tensor:
+        positions = arrived()
+        return F.pad(positions, (0, 0, reach - positions.shape[1], 0))
+
+    return halo
+
+
+def halo(x: Tensor, reach: int, lengths: Lengths, group: dist.ProcessGroup) -> Tensor:
+    """`begin_halo`, waited for."""
+    return begin_halo(x, reach, lengths, group, overlap=False)()
+
+
+def recut(x: Tensor, lengths: Lengths, new: Lengths, group: dist.ProcessGroup) -> Tensor:
+    """Cut the sequence otherwise: `[B, lengths[rank], C]` to `[B, new[rank], C]`."""
+    if lengths == new:
+        return x
+    wanted = [(a, a + n) for a, n in zip(starts_of(new), new, strict=True)]
+    return _move(x, lengths, wanted, group, False)()
+
+
+def begin_to_heads(
+    x: Tensor, lengths: Lengths, group: dist.ProcessGroup, *, overlap: bool = True
+) -> Callable[[], Tensor]:
+    """From all heads of a part to some heads of the whole sequence.
+
+    Heads that do not divide by the ranks are filled up with zeros: rank r has heads `r * own` to
+    `(r + 1) * own` of the filled ones.
+
+    Args:
+        x: `[B, L, S, H, E]`.
+
+    Returns:
+        What waits and gives `[B, sum(lengths), S, own, E]`.
+    """
+    size = dist.get_world_size(group)
+    B, L, S, H, E = x.shape
+    own = -(-H // size)
+    x = F.pad(x, (0, 0, 0, own * size - H))
+    row = B * S * own * E
+    received = [row * n for n in lengths]
+    flat = x.unflatten(3, (size, own)).movedim(3, 0).flatten()
+    finish = _begin(flat, [row * L] * size, received, group, overlap)
+
+    def heads() -> Tensor:
+        return torch.cat([p.view(B, -1, S, own, E) for p in finish().split(received)], 1)
+
+    return heads
+
+
+def begin_from_heads(
+    y: Tensor, num_heads: int, lengths: Lengths, group: dist.ProcessGroup, *, overlap: bool = True
+) -> Callable[[], Tensor]:
+    """Back from some heads of the whole sequence: `[B, sum(lengths), own, E]` to `[B, L, H, E]`."""
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    B, _, own, E = y.shape
+    L, row = lengths[rank], B * own * E
+    flat = torch.cat([part.flatten() for part in y.split(list(lengths), 1)])
+    finish = _begin(flat, [row * n for n in lengths], [row * L] * size, group, overlap)
+
+    def positions() -> Tensor:
+        heads = finish().view(size, B, L, own, E).movedim(0, 2).flatten(2, 3)
+        return heads[:, :, :num_heads]
+
+    return positions

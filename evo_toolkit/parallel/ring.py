@@ -1,0 +1,210 @@
+"""Ring attention: keys and values travel from rank to rank, queries stay.
+
+For more ranks than heads, where an all-to-all would leave ranks idle. With contiguous parts the last rank
+attends to all parts and the first to its own alone, so that it takes up to twice as long as evenly divided
+work; the next keys travel meanwhile. Shapes: B batch, H heads, L positions of this rank, E channels a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from evo_toolkit.model.attention import Attention
+from evo_toolkit.parallel.communication import begin_exchange
+from evo_toolkit.parallel.layout import Lengths
+
+_aten = torch.ops.aten
+# Queries whose scores exist at a time where no fused attention takes the inputs.
+_QUERY_BLOCK = 512
+
+
+def attention_by_ring(
+    mixer: Attention, qkv: Tensor, lengths: Lengths, group: dist.ProcessGroup
+) -> Tensor:
+    """Attend to one part of the sequence after another, from the own one to the left.
+
+    Source: Liu et al., "Ring Attention with Blockwise Transformers for Near-Infinite Context", 2023.
+    """
+    starts = sum(lengths[: dist.get_rank(group)])
+    q, k, v = (x.transpose(1, 2).contiguous() for x in mixer.heads(qkv, starts))
+    y: Tensor = _Ring.apply(q, k, v, lengths, group)
+    return y.transpose(1, 2).flatten(2)
+
+
+class _Ring(torch.autograd.Function):
+    """Blocks of attention, joined by the logarithms of their normalisers."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, group: dist.ProcessGroup
+    ) -> Tensor:
+        held = torch.stack([k, v])
+        total = normaliser = None
+        for step in range(len(lengths)):
+            arriving = _pass_on(held, step, lengths, group)
+            if step <= dist.get_rank(group):
+                y, lse = _attend(q, held[0], held[1], causal=step == 0)
+                if total is None or normaliser is None:
+                    total, normaliser = y.to(lse.dtype), lse
+                else:
+                    both = torch.logaddexp(normaliser, lse)
+                    total *= torch.exp(normaliser - both)[..., None]
+                    total += torch.exp(lse - both)[..., None] * y
+                    normaliser = both
+            held = arriving()
+        assert total is not None
+        out = total.to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, normaliser)
+        ctx.lengths, ctx.group = lengths, group
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        lengths, group = ctx.lengths, ctx.group
+        held = torch.stack([k, v])
+        dq = torch.zeros_like(q, dtype=lse.dtype)
+        d_own = torch.zeros_like(held, dtype=lse.dtype)
+        returning: Callable[[], Tensor] | None = None
+        for step in range(len(lengths)):
+            arriving = _pass_on(held, step, lengths, group)
+            d_held = torch.zeros_like(held)
+            if step <= dist.get_rank(group):
+                d_q, d_k, d_v = _attend_back(
+                    dy.contiguous(), q, held[0], held[1], out, lse, causal=step == 0
+                )
+                dq += d_q
+                d_held = torch.stack([d_k, d_v])
+            if returning is not None:
+                d_own += _or_zero(returning(), d_own)
+            # The gradient of a part goes straight to the rank whose part it is.
+            returning = _send_home(d_held, step, lengths, group)
+            held = arriving()
+        assert returning is not None
+        d_own += _or_zero(returning(), d_own)
+        return dq.to(q.dtype), *d_own.to(k.dtype), None, None
+
+
+def _or_zero(x: Tensor, like: Tensor) -> Tensor | int:
+    return x.view_as(like) if x.numel() else 0
+
+
+def _exchanged(
+    x: Tensor, to: int, sent: int, source: int, received: int, group: dist.ProcessGroup
+) -> Callable[[], Tensor]:
+    """Send so many numbers to one rank and take so many from another; ranks may not exist."""
+    size = dist.get_world_size(group)
+    out = [sent if r == to else 0 for r in range(size)]
+    into = [received if r == source else 0 for r in range(size)]
+    return begin_exchange(x.flatten()[: sum(out)], out, into, group)
+
+
+def _pass_on(
+    held: Tensor, step: int, lengths: Lengths, group: dist.ProcessGroup
+) -> Callable[[], Tensor]:
+    """Send the held keys and values, of rank `rank - step`, to the right; what waits gives the next."""
+    rank, size = dist.get_rank(group), len(lengths)
+    two, B, H, _, E = held.shape
+    here, coming = rank - step, rank - step - 1
+    if step == size - 1:
+        return lambda: held
+    received = two * B * H * E * lengths[coming] if coming >= 0 else 0
+    arriving = _exchanged(
+        held, rank + 1, held.numel() if here >= 0 else 0, rank - 1, received, group
+    )
+    return lambda: arriving().view(two, B, H, -1, E)
+
+
+def _send_home(
+    d_held: Tensor, step: int, lengths: Lengths, group: dist.ProcessGroup
+) -> Callable[[], Tensor]:
+    """Send the gradient of rank `rank - step`'s keys and values there; what waits gives that of the own."""
+    rank, size = dist.get_rank(group), len(lengths)
+    two, B, H, _, E = d_held.shape
+    sent = d_held.numel() if rank >= step else 0
+    received = two * B * H * E * lengths[rank] if rank + step < size else 0
+    return _exchanged(d_held, rank - step, sent, rank + step, received, group)
+
+
+def _fused(q: Tensor) -> bool:
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    return q.device.type == "cpu" or (half and q.shape[3] % 8 == 0 and q.shape[3] <= 256)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> tuple[Tensor, Tensor]:
+    """`[B, H, L, E]` and the logarithms of the normalisers, `[B, H, L]` in float32 or wider."""
+    if q.device.type == "cpu":
+        y, lse = _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
+        return y, lse
+    if _fused(q):
+        y, lse, *_ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)
+        return y, lse
+    outputs, normalisers = [], []
+    for start, block in _blocks(q):
+        scores = _scores(block, k, start, causal)
+        normalisers.append(scores.logsumexp(-1))
+        outputs.append(torch.exp(scores - normalisers[-1][..., None]) @ v)
+    return torch.cat(outputs, 2), torch.cat(normalisers, 2)
+
+
+def _attend_back(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v by one block, given the outputs and normalisers of all blocks."""
+    if q.device.type == "cpu":
+        found = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            dy, q, k, v, out, lse, 0.0, causal
+        )
+        return found[0], found[1], found[2]
+    if _fused(q):
+        random = torch.zeros(
+            2, dtype=torch.uint64, device=q.device
+        )  # of the dropout, which is none
+        found = _aten._scaled_dot_product_flash_attention_backward(
+            dy,
+            q,
+            k,
+            v,
+            out,
+            lse,
+            None,
+            None,
+            q.shape[2],
+            k.shape[2],
+            0.0,
+            causal,
+            random,
+            random[0],
+        )
+        return found[0], found[1], found[2]
+    scale = q.shape[3] ** -0.5
+    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    for start, block in _blocks(q):
+        here = slice(start, start + block.shape[2])
+        weights = torch.exp(_scores(block, k, start, causal) - lse[:, :, here, None])
+        dv += weights.transpose(2, 3) @ dy[:, :, here]
+        delta = (dy[:, :, here] * out[:, :, here]).sum(-1, keepdim=True)
+        d_scores = weights * (dy[:, :, here] @ v.transpose(2, 3) - delta) * scale
+        dq[:, :, here] = d_scores @ k
+        dk += d_scores.transpose(2, 3) @ block
+    return dq, dk, dv
+
+
+def _blocks(q: Tensor) -> list[tuple[int, Tensor]]:
+    return [(i * _QUERY_BLOCK, block) for i, block in enumerate(q.split(_QUERY_BLOCK, 2))]
+
+
+def _scores(q: Tensor, k: Tensor, start: int, causal: bool) -> Tensor:
+    scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
+    if causal:
+        rows = torch.arange(start, start + q.shape[2], device=q.device)
+        hidden = torch.arange(k.shape[2], device=q.device)[None, :] > rows[:, None]
+        scores = scores.masked_fill(hidden, float("-inf"))
+    return scores
