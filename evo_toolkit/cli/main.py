@@ -30,7 +30,7 @@ COMMANDS: dict[str, Entry] = {
     "score": Entry("evo_toolkit.cli.score", "score", "Score variants against a genome."),
     "ism": Entry("evo_toolkit.cli.ism", "ism", "Score every substitution of a region; logo and heatmap."),
     "track": Entry("evo_toolkit.cli.track", "track", "Log-likelihood and entropy of each base."),
-    "embed": Entry("evo_toolkit.cli.embed", "embed", "Embed the sequences of a FASTA."),
+    "embed": Entry("evo_toolkit.cli.embed", "embed", "Embed sequences, regions or variants."),
     "log-likelihood": Entry("evo_toolkit.cli.log_likelihood", "log_likelihood", "Log-likelihood of each sequence of a FASTA."),
     "generate": Entry("evo_toolkit.cli.generate", "generate", "Continue a sequence."),
     "data": Entry("evo_toolkit.cli.data", "data", "Prepare genomes for training."),

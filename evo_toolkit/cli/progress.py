@@ -22,7 +22,7 @@ def terminal_bar(*columns: ProgressColumn, quiet: bool) -> Progress:
 
 @contextmanager
 def progress_bar(
-    what: str, total: int, unit: str, *, quiet: bool
+    what: str, total: int | None, unit: str, *, quiet: bool
 ) -> Iterator[Callable[[int], None]]:
     """Yield what advances a bar with rate and time left; silent when quiet or not on a terminal."""
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -49,9 +49,14 @@ _RELEASED_NAMES: Mapping[str, str] = {
     "inner_mha_cls": "out_projection",
 }
 
-# Sequences of a stream that are embedded together: so many forwards' worth, and so many bytes of results.
+# Sequences that are embedded together: so many forwards' worth, and about so many bytes of results.
 _FORWARDS_PER_GROUP = 64
 _BYTES_PER_GROUP = 256 << 20
+# Bases in a row of a forward whose tokens are counted for that.
+_USUAL = 256
+
+_Item = TypeVar("_Item")
+_ReadingsOf = Callable[[_Item], Sequence[Reading]]
 
 
 def resolve_layer(model: StripedHyena2, name: str) -> str:
@@ -229,29 +234,40 @@ class EmbeddingRunner:
             for given, name in self._names.items()
         }
 
-    def stream(
-        self, sequences: Iterable[Sequence[Reading]]
-    ) -> Iterator[tuple[list[Sequence[Reading]], Embedded]]:
-        """Yield groups of sequences with their embeddings, in order and in bounded memory.
+    def groups(
+        self, sequences: Iterable[_Item], readings: _ReadingsOf[_Item]
+    ) -> Iterator[list[_Item]]:
+        """Yield sequences, in order, in groups that can be embedded in bounded memory.
 
         A sequence's embedding does not depend on its group; with "none" a group holds one sequence at
         least, however long.
+
+        Args:
+            sequences: Whatever stands for them.
+            readings: The readings of one.
         """
-        budget = _FORWARDS_PER_GROUP * default_rows(CHUNK // 64, self.model.device) * CHUNK // 64
-        if self.pool == "none":
-            budget = min(
-                budget, _BYTES_PER_GROUP // (4 * self.model.config.width * len(self.layers))
-            )
-        group: list[Sequence[Reading]] = []
-        bases = 0
+        config, device = self.model.config, self.model.device
+        most_bases = _FORWARDS_PER_GROUP * default_rows(_USUAL, device) * _USUAL
+        most_rows = _BYTES_PER_GROUP // (4 * config.width * len(self.layers))
+        group: list[_Item] = []
+        bases = rows = 0
         for sequence in sequences:
-            size = sum(len(reading.tokens) for reading in sequence)
-            if group and bases + size > budget:
-                yield group, self.embed(group)
-                group, bases = [], 0
+            lengths = [len(reading.tokens) for reading in readings(sequence)]
+            added = sum(lengths) if self.pool == "none" else len(lengths)
+            if group and (bases + sum(lengths) > most_bases or rows + added > most_rows):
+                yield group
+                group, bases, rows = [], 0, 0
             group.append(sequence)
-            bases += size
+            bases += sum(lengths)
+            rows += added
         if group:
+            yield group
+
+    def stream(
+        self, sequences: Iterable[Sequence[Reading]]
+    ) -> Iterator[tuple[list[Sequence[Reading]], Embedded]]:
+        """Yield `groups` of sequences, given as their readings, with their embeddings."""
+        for group in self.groups(sequences, lambda sequence: sequence):
             yield group, self.embed(group)
 
     def _run(

@@ -82,7 +82,7 @@ def forget_models() -> None:
     _KEPT.forget()
 
 
-class EvoEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class EvoEmbedder(TransformerMixin, BaseEstimator):
     """Turns sequences into the outputs of a model's layers, for scikit-learn.
 
     ```python

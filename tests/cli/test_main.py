@@ -221,6 +221,7 @@ def test_defects_keep_their_traceback() -> None:
 # --- the package's surface
 
 PUBLIC = {
+    "EvoEmbedder",
     "StripedHyena2Config",
     "__version__",
     "embed",
