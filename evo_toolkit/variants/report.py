@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -22,6 +22,7 @@ from evo_data.vcf import VcfRecord
 from evo_data.windows import StrandWindow
 from evo_toolkit.variants.methods import flank
 from evo_toolkit.variants.report_figures import histograms, per_base
+from evo_toolkit.variants.report_page import page_head, page_table
 from evo_toolkit.variants.score import VariantScorer
 from evo_toolkit.variants.scores import AlleleScore, Column, RunInfo, ScoredRecord
 from evo_toolkit.variants.window_runner import LogProbPair
@@ -151,7 +152,7 @@ def write_report(
         EvoDataError: if the file exists or cannot be written.
     """
     parts = [
-        _head(f"Variant scores: {Path(variants).name}"),
+        page_head(f"Variant scores: {Path(variants).name}"),
         _run_table(data, info, variants, domains, bits),
         _meaning(info, domains, not_for),
         _status_tables(data),
@@ -162,52 +163,6 @@ def write_report(
     ]  # fmt: skip
     with atomic_output(path, force=force) as temporary:
         temporary.write_text("\n".join(part for part in parts if part), encoding="utf-8")
-
-
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; background: #fff; margin: 0; }
-main { max-width: 1000px; margin: 0 auto; padding: 24px 20px 60px; }
-h1 { font-size: 24px; margin: 0 0 4px; overflow-wrap: anywhere; } h2 { font-size: 19px; margin: 36px 0 8px; }
-h3 { font-size: 15px; margin: 20px 0 4px; } p { margin: 6px 0; max-width: 75ch; }
-table { border-collapse: collapse; margin: 8px 0; } th, td { text-align: left; padding: 3px 14px 3px 0; vertical-align: top; overflow-wrap: anywhere; }
-th { font-weight: 600; border-bottom: 1px solid #cbd2dc; } td { border-bottom: 1px solid #edf0f4; }
-td:first-child { overflow-wrap: normal; min-width: 8em; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.note { color: #5a6575; } .warning { background: #fff4e0; border-left: 4px solid #d98a00; padding: 6px 12px; margin: 8px 0; }
-svg { max-width: 100%; height: auto; display: block; } svg text { font: 12px system-ui, sans-serif; fill: #1c2430; }
-svg .bar { fill: #8fb0d8; } svg .median { stroke: #0b2f5c; stroke-width: 2; } svg .quartile { stroke: #0b2f5c; stroke-width: 1; opacity: .55; }
-svg .zero { stroke: #c0392b; stroke-dasharray: 3 3; } svg .axis { stroke: #7b8696; } svg .allele { fill: #f0ecd8; }
-svg text.base { font: 10px ui-monospace, monospace; text-anchor: middle; } svg text.strong { font-weight: 700; }
-.context { font: 13px/1.6 ui-monospace, monospace; overflow-wrap: anywhere; max-width: none; } .context b { background: #f0ecd8; padding: 0 2px; }
-details { border: 1px solid #dde2ea; border-radius: 6px; padding: 6px 12px; margin: 8px 0; } summary { cursor: pointer; overflow-wrap: anywhere; }
-.forward { color: #1f5fa8; } .reverse { color: #b3541e; }
-"""
-
-
-def _head(title: str) -> str:
-    # The policy keeps even a browser that is online from loading anything.
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style></head>\n<body><main>\n<h1>{escape(title)}</h1>"
-    )
-
-
-def _table(rows: Iterable[Sequence[object]], head: Sequence[str] = (), numbers: int = 0) -> str:
-    """A table; the last so many columns hold numbers."""
-
-    def line(cells: Sequence[object], tag: str) -> str:
-        first = len(cells) - numbers
-        return "".join(
-            f"<{tag}{' class=number' if i >= first else ''}>{escape(str(cell))}</{tag}>"
-            for i, cell in enumerate(cells)
-        )
-
-    top = f"<tr>{line(head, 'th')}</tr>" if head else ""
-    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return f"<table>{top}{body}</table>"
 
 
 def _run_table(
@@ -231,7 +186,7 @@ def _run_table(
         ("Contigs, sha256", info.genome_contigs_sha256),
     ]  # fmt: skip
     notes = "".join(f'<p class="warning">{escape(note)}</p>' for note in info.notes)
-    return notes + _table(rows)
+    return notes + page_table(rows)
 
 
 def _meaning(info: RunInfo, domains: Sequence[str], not_for: Sequence[str]) -> str:
@@ -256,13 +211,13 @@ def _status_tables(data: ReportData) -> str:
         (status.value, STATUS_MEANINGS[status], f"{count:,}")
         for status, count in sorted(data.by_status.items(), key=lambda x: (-x[1], x[0].value))
     ]
-    parts = ["<h2>What became of the alleles</h2>", _table(rows, ("Status", "Meaning", "Alleles"), 1)]  # fmt: skip
+    parts = ["<h2>What became of the alleles</h2>", page_table(rows, ("Status", "Meaning", "Alleles"), 1)]  # fmt: skip
     if data.by_flag:
         flags = [
             (flag, _FLAG_MEANINGS.get(flag, ""), f"{count:,}")
             for flag, count in sorted(data.by_flag.items(), key=lambda x: (-x[1], x[0]))
         ]
-        parts.append(_table(flags, ("Remark", "Meaning", "Alleles"), 1))
+        parts.append(page_table(flags, ("Remark", "Meaning", "Alleles"), 1))
     return "".join(parts)
 
 
@@ -339,7 +294,7 @@ def _allele(
     if scorer is not None:
         drawn = _drawn(allele, scorer.read(record, one.number))
     opened = " open" if place <= 3 else ""
-    return f"<details{opened}><summary>{place}. <strong>{escape(name)}</strong> {escape('; '.join(told))}</summary>{_table(rows)}{drawn}</details>"
+    return f"<details{opened}><summary>{place}. <strong>{escape(name)}</strong> {escape('; '.join(told))}</summary>{page_table(rows)}{drawn}</details>"
 
 
 def _drawn(allele: AlleleScore, strands: Sequence[tuple[StrandWindow, LogProbPair]]) -> str:

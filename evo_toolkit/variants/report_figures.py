@@ -36,11 +36,11 @@ def histograms(classes: Sequence[tuple[str, NDArray[np.floating]]], unit: str) -
     def x(value: float) -> float:
         return _LABEL_WIDTH + (value - low) / (high - low) * _PLOT_WIDTH
 
-    parts = [_opening(width, height, f"Distribution of scores by class, {unit}")]
+    parts = [opening(width, height, f"Distribution of scores by class, {unit}")]
     step = _PLOT_WIDTH / _NUM_BINS
     for row, (name, found) in enumerate(classes):
         base = (row + 1) * _ROW_HEIGHT - 3
-        parts.append(f'<text x="{_LABEL_WIDTH - 8}" y="{base - 8}" text-anchor="end">{escape(_short(name, 30))}<title>{escape(name)}</title></text>')  # fmt: skip
+        parts.append(f'<text x="{_LABEL_WIDTH - 8}" y="{base - 8}" text-anchor="end">{escape(short(name, 30))}<title>{escape(name)}</title></text>')  # fmt: skip
         if not len(found):
             continue
         counts, _ = np.histogram(np.clip(found, low, high), bins)
@@ -59,7 +59,7 @@ def histograms(classes: Sequence[tuple[str, NDArray[np.floating]]], unit: str) -
     base = height - _AXIS_HEIGHT
     if low < 0 < high:
         parts.append(f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="0" y2="{base + 4}"/>')
-    for tick in _ticks(float(low), float(high)):
+    for tick in ticks(float(low), float(high)):
         parts.append(f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{base}" y2="{base + 4}"/>')  # fmt: skip
         parts.append(
             f'<text x="{x(tick):.1f}" y="{base + 16}" text-anchor="middle">{tick:g}</text>'
@@ -89,7 +89,7 @@ def per_base(
     allele_width = 3 * _BASE_WIDTH
     left = _BASE_WIDTH * len(before) + 50
     width = left + allele_width + _BASE_WIDTH * len(behind) + 10
-    parts = [_opening(width, _BARS_HEIGHT + 44, "Change of the log-probability of each base, nats")]
+    parts = [opening(width, _BARS_HEIGHT + 44, "Change of the log-probability of each base, nats")]
 
     def bar(x: float, size: float, value: float | None, colour: str, title: str) -> None:
         if value is None:
@@ -107,7 +107,7 @@ def per_base(
     half = allele_width / 2
     bar(left + 1, half - 2, reverse, _REVERSE, f"{label}, reverse strand")
     bar(left + half + 1, half - 2, forward, _FORWARD, f"{label}, forward strand")
-    parts.append(f'<text class="base strong" x="{left + half}" y="{letters}">{escape(_short(label, 12))}</text>')  # fmt: skip
+    parts.append(f'<text class="base strong" x="{left + half}" y="{letters}">{escape(short(label, 12))}</text>')  # fmt: skip
     for index, (base, value) in enumerate(behind):
         x = left + allele_width + index * _BASE_WIDTH
         bar(x, _BASE_WIDTH - 1, value, _FORWARD, f"{base}, +{index + 1}")
@@ -121,15 +121,17 @@ def per_base(
     return "".join(parts)
 
 
-def _opening(width: float, height: float, label: str) -> str:
+def opening(width: float, height: float, label: str) -> str:
+    """The start of a drawing of so many pixels; `</svg>` ends it."""
     return f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}" role="img" aria-label="{escape(label)}">'
 
 
-def _short(text: str, most: int) -> str:
+def short(text: str, most: int) -> str:
+    """A text of at most so many letters."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Five or so round numbers between two others."""
     rough = (high - low) / 5
     size = 10.0 ** np.floor(np.log10(rough))
