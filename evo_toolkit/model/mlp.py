@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from evo_kernels.backend import Backend
 from evo_kernels.gated_product import gated_product
@@ -15,7 +19,14 @@ class GatedMLP(nn.Module):
 
     The released models have the GELU in block 0 alone: a slip of their training code made every
     later MLP bilinear, and the weights depend on it.
+
+    Attributes:
+        chunk: Positions at a time, 0 for all: what is as wide as the inner layer then exists for so
+            many alone, which a very long sequence needs. With gradients each chunk is computed again
+            in the backward pass.
     """
+
+    chunk: int = 0
 
     def __init__(self, width: int, inner: int, *, gelu: bool, backend: Backend = "auto") -> None:
         super().__init__()
@@ -27,12 +38,21 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, L, D]` to `[B, L, D]`."""
+        if 0 < self.chunk < x.shape[1]:
+            pieces = x.split(self.chunk, 1)
+            if torch.is_grad_enabled():
+                return torch.cat([_again(self._whole, piece) for piece in pieces], 1)
+            return torch.cat([self._whole(piece) for piece in pieces], 1)
+        return self._whole(x)
+
+    def _whole(self, x: Tensor) -> Tensor:
         return self.l3(self._gated(x))
 
     def add_to(self, residual: Tensor, x: Tensor) -> Tensor:
         """Return `forward(x) + residual`, which may be overwritten."""
         if (
             self.backend != "reference"
+            and not 0 < self.chunk < x.shape[1]
             and is_plain(self, GatedMLP)
             and is_plain(self.l3, Projection)
         ):
@@ -41,3 +61,8 @@ class GatedMLP(nn.Module):
 
     def _gated(self, x: Tensor) -> Tensor:
         return gated_product(self.l1(x), self.l2(x), gelu=self.gelu, backend=self.backend)
+
+
+def _again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    y: Tensor = checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+    return y

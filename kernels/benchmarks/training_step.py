@@ -39,10 +39,14 @@ class Step:
 
 
 def objective(
-    config: StripedHyena2Config, device: torch.device, backend: Backend, compiled: bool
+    config: StripedHyena2Config,
+    device: torch.device,
+    backend: Backend,
+    compiled: bool,
+    precision: str = "default",
 ) -> NextTokenObjective:
     """A model with random weights and its training loss, in the dtypes of inference."""
-    policy = resolve_precision("default", device, backend)
+    policy = resolve_precision(precision, device, backend)
     with torch.device("meta"):
         model = StripedHyena2(config, policy=policy)
     generator = torch.Generator(device=device).manual_seed(0)
