@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,10 +14,12 @@ from evo_toolkit.finetuning.examples import (
     ExamplesError,
     RawExample,
     TaskKind,
+    clean_sequence,
     examples_of,
 )
 
 _PARQUET = b"PAR1"
+_FASTA = re.compile(r"\.(fa|fasta|fna|ffn|fas)(\.b?gz)?$", re.IGNORECASE)
 
 
 class Row(NamedTuple):
@@ -215,6 +218,30 @@ def read_class_fastas(files: Mapping[str, Path | str], kind: TaskKind = "binary"
     )
     source = ", ".join(str(path) for path in files.values())
     return examples_of(rows, kind, classes=tuple(files), source=source)
+
+
+def read_unlabelled(
+    path: Path | str, *, sequence: str = "sequence", id: str = "id"
+) -> tuple[list[str], list[str]]:
+    """Ids and clean sequences of a FASTA, or of a table by its columns.
+
+    Raises:
+        ExamplesError: naming file and line.
+    """
+    ids, texts = [], []
+    with Path(path).open("rb") as file:
+        start = file.read(1)
+    if start == b">" or _FASTA.search(str(path)):
+        for name, text, place in fasta_records(path):
+            ids.append(name)
+            texts.append(clean_sequence(text, place))
+    else:
+        for number, row in enumerate(read_rows(path), start=1):
+            ids.append(value_of(row, id) if _has(row, id) else f"row_{number}")
+            texts.append(clean_sequence(value_of(row, sequence), row.place))
+    if not texts:
+        raise ExamplesError(f"{path}: no sequence in it")
+    return ids, texts
 
 
 def fasta_records(path: Path | str) -> Iterator[tuple[str, str, str]]:

@@ -254,8 +254,8 @@ class Leak:
 
     Attributes:
         against: What they were compared with, in words.
-        k: Length of the k-mers; either strand counts.
-        kmers: Share of the test's distinct k-mers that stand there too, 0 to 1.
+        k: Length of the k-mers; either strand counts. 0: changed bases of variants were compared instead.
+        kmers: Share of the test's distinct k-mers (or of its variants) that stand there too, 0 to 1.
         sequences: Number of test sequences with at least one.
         identical: Number of test sequences all of whose k-mers stand there.
         total: Number of test sequences.
@@ -273,6 +273,8 @@ class Leak:
         return self.sequences > 0
 
     def __str__(self) -> str:
+        if not self.k:
+            return f"{self.sequences:,} of {self.total:,} test variants are of bases that change in {self.against} too ({self.identical:,} are the same variant)"
         return (
             f"{self.sequences:,} of {self.total:,} test sequences share a {self.k}-mer with {self.against} "
             f"({self.identical:,} of them all they have; {self.kmers:.2%} of distinct {self.k}-mers)"

@@ -99,22 +99,23 @@ def write_head_file(
         metadata: Texts as they are, all else as JSON.
         tensors: None for one that the head does without.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     texts = {
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in metadata.items()
     }
+    data = save(
+        {
+            name: np.ascontiguousarray(values, dtype=np.float32)
+            for name, values in tensors.items()
+            if values is not None
+        },
+        {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": kind, **texts},
+    )
+    # Not by save_file, whose files nobody else may read.
     with atomic_output(path, force=force) as temporary:
-        save_file(
-            {
-                name: np.ascontiguousarray(values, dtype=np.float32)
-                for name, values in tensors.items()
-                if values is not None
-            },
-            temporary,
-            {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": kind, **texts},
-        )
+        temporary.write_bytes(data)
 
 
 def json_names(text: str) -> tuple[str, ...]:
