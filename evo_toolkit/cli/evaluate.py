@@ -2,43 +2,37 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from evo_toolkit.cli import evaluate_tables as tables
-from evo_toolkit.cli.common import (
-    PROGRAM,
-    model_options,
-    quiet_option,
-    require_model,
-    user_errors,
+from evo_toolkit.cli.common import user_errors
+from evo_toolkit.cli.evaluate_benchmarks import add_benchmarks
+from evo_toolkit.cli.evaluate_run import (
+    Run,
+    refuse_settled,
+    seed_option,
+    shared_options,
+    train_option,
+    window_option,
 )
 from evo_toolkit.cli.evaluate_suffix import suffix_command
 from evo_toolkit.errors import UsageError
 
 if TYPE_CHECKING:
     from evo_toolkit.evaluation.prepared import Prepared
-    from evo_toolkit.model.striped_hyena import StripedHyena2
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-_BAR_SECONDS = 10.0
 
 
 @click.group("eval")
 def evaluate() -> None:
-    """Measure a model: bits per base, variants in genes, windows.
+    """Measure a model: bits per base, variants in genes, windows, and labelled benchmarks.
 
     Each command prints a table and writes JSON with -o. Intervals are of 95 %, resampling genomes,
     genes or exons, never bases. `--train` names the training genomes: the baselines are made of
     them, and the share of the test genome's 31-mers that they hold stands beside the figures.
+
+    `eval list` describes the benchmarks: where their files come from, and what others report.
 
     A command reads its files here with --prepare FILE.npz and runs elsewhere with --from FILE.npz:
     there it needs neither the genomes nor the tools that read them.
@@ -46,53 +40,19 @@ def evaluate() -> None:
 
 
 evaluate.add_command(suffix_command)
-
-
-def _shared_options(command: _Command) -> _Command:
-    for option in (
-        quiet_option,
-        click.option("--force", is_flag=True, help="Replace existing outputs."),
-        click.option(
-            "--from", "source", type=click.Path(), metavar="FILE.npz",
-            help="Run on what --prepare wrote, in place of the genome and its options.",
-        ),
-        click.option(
-            "--prepare", type=click.Path(), metavar="FILE.npz",
-            help="Write what the task needs to a file; without -m, stop there.",
-        ),
-        click.option(
-            "-o", "--output", type=click.Path(), metavar="FILE.json",
-            help="Where to write the figures; the table goes to stdout in any case.",
-        ),
-        model_options,
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-_train_option = click.option(
-    "--train", multiple=True, type=click.Path(), metavar="PATH",
-    help="Training genomes: files (FASTA, GenBank), folders of them, or a corpus; may be repeated.",
-)  # fmt: skip
-_seed_option = click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of every draw."
-)
-_window_option = click.option(
-    "--window", type=click.IntRange(16), metavar="BASES",
-    help="Bases per window; default: the model's own.",
-)  # fmt: skip
+add_benchmarks(evaluate)
 
 
 @evaluate.command()
 @click.argument("genomes", nargs=-1, type=click.Path(), metavar="[GENOMES]...")
-@_train_option
+@train_option
 @click.option("--context-length", type=click.IntRange(32, 32_768), default=8192, show_default=True, metavar="BASES", help="Length of the windows.")  # fmt: skip
 @click.option("--windows-per-genome", type=click.IntRange(1), metavar="N", help="Draw so many windows of each genome; default: all.")  # fmt: skip
 @click.option("--order", type=click.IntRange(0, 12), metavar="K", help="Of the Markov chain; default: the best up to --max-order on training genomes held out of it.")  # fmt: skip
 @click.option("--max-order", type=click.IntRange(0, 12), default=12, show_default=True, metavar="K", help="The largest order; 12 needs 4 GB of memory.")  # fmt: skip
 @click.option("--fit-windows", type=click.IntRange(1), default=256, show_default=True, metavar="N", help="Windows of held-out training genomes that the mixture is fitted on.")  # fmt: skip
-@_seed_option
-@_shared_options
+@seed_option
+@shared_options
 @user_errors
 def bits(
     genomes: tuple[str, ...],
@@ -115,7 +75,7 @@ def bits(
     """
     from evo_toolkit.evaluation import tasks
 
-    run = _Run("bits", shared)
+    run = Run("bits", shared)
 
     def prepare() -> Prepared:
         return tasks.prepare_bits(
@@ -125,7 +85,7 @@ def bits(
         )  # fmt: skip
 
     if shared["source"]:
-        _refuse_settled("context_length", "windows_per_genome", "order", "max_order", "fit_windows", "seed")  # fmt: skip
+        refuse_settled("context_length", "windows_per_genome", "order", "max_order", "fit_windows", "seed")  # fmt: skip
     prepared = run.prepared(prepare, given=(*genomes, *train))
     model = run.model(prepared, optional=bool(prepared.meta.get("predictors")))
     run.finish(
@@ -136,12 +96,12 @@ def bits(
 @evaluate.command(short_help="Nonsense and missense SNVs against synonymous ones, within strata.")
 @click.argument("genome", required=False, type=click.Path())
 @click.option("--genes", type=click.Path(), metavar="GFF3", help="Its genes; default: called with Pyrodigal (pip install 'evo-toolkit[eval]').")  # fmt: skip
-@_train_option
+@train_option
 @click.option("--num-snvs", type=click.IntRange(3), default=20_000, show_default=True, metavar="N", help="Substitutions, a third of each class; with --from, as many of the prepared ones.")  # fmt: skip
 @click.option("--resamples", type=click.IntRange(0), default=1000, show_default=True, metavar="N", help="Of the bootstrap.")  # fmt: skip
-@_seed_option
-@_window_option
-@_shared_options
+@seed_option
+@window_option
+@shared_options
 @user_errors
 def snv(
     genome: str | None,
@@ -161,7 +121,7 @@ def snv(
     """
     from evo_toolkit.evaluation import tasks
 
-    run = _Run("snv", shared)
+    run = Run("snv", shared)
     prepared = run.prepared(
         lambda: tasks.prepare_snv(
             run.required(genome, "GENOME"), genes=genes, train=train, count=num_snvs, seed=seed,
@@ -181,11 +141,11 @@ def snv(
 @click.argument("genome", required=False, type=click.Path())
 @click.argument("labels", required=False, type=click.Path())
 @click.option("--label-column", default="essential", show_default=True, metavar="NAME", help="Column of LABELS with True or False.")  # fmt: skip
-@_train_option
+@train_option
 @click.option("--sites", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Insertions per gene, each on its own; their mean counts.")  # fmt: skip
 @click.option("--resamples", type=click.IntRange(0), default=1000, show_default=True, metavar="N", help="Of the bootstrap.")  # fmt: skip
-@_window_option
-@_shared_options
+@window_option
+@shared_options
 @user_errors
 def essentiality(
     genome: str | None,
@@ -205,7 +165,7 @@ def essentiality(
     """
     from evo_toolkit.evaluation import tasks
 
-    run = _Run("essentiality", shared)
+    run = Run("essentiality", shared)
     prepared = run.prepared(
         lambda: tasks.prepare_essentiality(
             run.required(genome, "GENOME"), run.required(labels, "LABELS"), column=label_column,
@@ -224,10 +184,10 @@ def essentiality(
 @evaluate.command(short_help="Loss of function in BRCA1 (Findlay 2018).")
 @click.argument("genome", required=False, type=click.Path())
 @click.argument("vcf", required=False, type=click.Path())
-@_train_option
+@train_option
 @click.option("--resamples", type=click.IntRange(0), default=1000, show_default=True, metavar="N", help="Of the bootstrap.")  # fmt: skip
-@_window_option
-@_shared_options
+@window_option
+@shared_options
 @user_errors
 def brca1(
     genome: str | None,
@@ -244,7 +204,7 @@ def brca1(
     """
     from evo_toolkit.evaluation import tasks
 
-    run = _Run("brca1", shared)
+    run = Run("brca1", shared)
     prepared = run.prepared(
         lambda: tasks.prepare_brca1(
             run.required(genome, "GENOME"), run.required(vcf, "VCF"), train=train, say=run.say
@@ -270,8 +230,8 @@ def brca1(
 @click.option("--genes", type=click.Path(), metavar="GFF3", help="Its genes; default: called with Pyrodigal.")  # fmt: skip
 @click.option("--num-snvs", type=click.IntRange(3), default=2000, show_default=True, metavar="N", help="Substitutions that are scored.")  # fmt: skip
 @click.option("--windows", default="512,1024,2048,4096,8192", show_default=True, metavar="LIST", help="Windows in bases.")  # fmt: skip
-@_seed_option
-@_shared_options
+@seed_option
+@shared_options
 @user_errors
 def default_window(
     genome: str | None,
@@ -288,7 +248,7 @@ def default_window(
     """
     from evo_toolkit.evaluation import tasks
 
-    run = _Run("snv", shared)
+    run = Run("snv", shared)
     try:
         sizes = sorted({int(text) for text in windows.split(",")})
     except ValueError:
@@ -306,128 +266,3 @@ def default_window(
         prepared, model, windows=sizes, count=num_snvs, progress=run.progress("windows", "SNVs")
     )
     run.finish(result, tables.window_table)
-
-
-def _refuse_settled(*names: str) -> None:
-    """Refuse options that a prepared file has settled, where they were given all the same."""
-    context = click.get_current_context()
-    for name in names:
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option} was settled with --prepare; leave it out, or prepare again")
-
-
-class _Run:
-    """What all commands do: prepare or read, load the model, write the figures."""
-
-    def __init__(self, kind: str, options: dict[str, Any]) -> None:
-        from evo_data.files import check_output
-
-        self.kind = kind
-        self.options = options
-        self.quiet: bool = options["quiet"]
-        if options["prepare"] and options["source"]:
-            raise UsageError("--prepare and --from exclude each other; give one of them")
-        # What cannot be written is refused before the work.
-        for path in (options["output"], options["prepare"]):
-            if path is not None:
-                check_output(path, force=options["force"])
-
-    def say(self, text: str) -> None:
-        if not self.quiet:
-            click.echo(text, err=True)
-
-    def progress(self, label: str, unit: str) -> Callable[[int], None]:
-        """A line on stderr every ten seconds with what is done."""
-        done, first, started, last = 0, 0, 0.0, 0.0
-
-        def advance(amount: int) -> None:
-            nonlocal done, first, started, last
-            now = time.monotonic()
-            done += amount
-            if not started:  # when the first were begun is not known
-                first, started, last = amount, now, now
-            elif now - last >= _BAR_SECONDS:
-                last = now
-                rate = (done - first) / (now - started)
-                self.say(f"{label}: {done:,} {unit}, {rate:,.0f} per second")
-
-        return advance
-
-    def required(self, value: str | None, name: str) -> str:
-        if value is None:
-            raise UsageError(f"{name} is missing; give it, or --from FILE.npz")
-        return value
-
-    def prepared(self, make: Callable[[], Prepared], given: Sequence[str | None]) -> Prepared:
-        """The task's data, made or read; written when that was asked for."""
-        from evo_toolkit.evaluation.prepared import load_prepared
-
-        source = self.options["source"]
-        if source is not None:
-            if any(given):
-                raise UsageError(
-                    f"--from {source} holds the genomes already; leave the other files out"
-                )
-            return load_prepared(source, self.kind)
-        if self.options["model"] is not None:
-            self._known_model()
-        made = make()
-        path = self.options["prepare"]
-        if path is not None:
-            made.save(path, force=self.options["force"])
-            self.say(f"wrote {path} ({Path(path).stat().st_size / 1e6:.1f} MB)")
-        return made
-
-    def _known_model(self) -> None:
-        """Raise for a model that does not exist, before minutes are spent on preparing."""
-        from evo_toolkit.checkpoint.opening import open_source
-
-        open_source(
-            require_model(self.options["model"]), allow_inaccurate=self.options["allow_inaccurate"]
-        )
-
-    def needed_model(self, prepared: Prepared) -> StripedHyena2:
-        """The model; with --prepare alone the command ends here."""
-        model = self.model(prepared, optional=False)
-        assert model is not None
-        return model
-
-    def model(self, prepared: Prepared, *, optional: bool) -> StripedHyena2 | None:
-        from evo_toolkit.checkpoint.load import load_model
-        from evo_toolkit.inference.domain import check_domain
-
-        options = self.options
-        if options["model"] is None:
-            if optional:
-                return None
-            if options["prepare"] is not None:
-                raise click.exceptions.Exit(0)
-        model = load_model(
-            require_model(options["model"]), device=options["device"],
-            precision=options["precision"], allow_inaccurate=options["allow_inaccurate"],
-        )  # fmt: skip
-        # A measurement outside of the domain is a finding, not a mistake; it only must be told.
-        note = check_domain(model.config, prepared.lengths(), allow=True)
-        if note:
-            click.echo(f"Warning: {note}", err=True)
-        return model
-
-    def finish(
-        self, result: dict[str, Any], table: Callable[[dict[str, Any]], list[list[str]]]
-    ) -> None:
-        from evo_data.files import atomic_output
-
-        result = {"command": f"{PROGRAM} {shlex.join(sys.argv[1:])}", **result}
-        path = self.options["output"]
-        if path is not None:
-            with atomic_output(path, force=self.options["force"]) as temporary:
-                temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        model = result["model"]
-        if model is not None:
-            click.echo(f"{model['name']}, {model['precision']}, {model['device']}")
-        tables.print_table(table(result["figures"]))
-        overlap = result["data"].get("kmer_overlap_with_train")
-        if overlap:
-            shares = ", ".join(f"{name} {share:.2%}" for name, share in overlap.items())
-            click.echo(f"31-mers also in the training genomes: {shares}")

@@ -98,3 +98,19 @@ def window_table(figures: dict[str, Any]) -> list[list[str]]:
     rows += [[window, _text(figure, 4)] for window, figure in figures["spearman"].items()]
     rows.append(["default_window", str(figures["default_window"])])
     return rows
+
+
+def labelled_table(figures: dict[str, Any]) -> list[list[str]]:
+    """Return the metric of each predictor, and how far the model is ahead of it."""
+    parts = [("", figures)]
+    if "without_overlap" in figures:
+        parts.append((" without 31-mers of the training genomes", figures["without_overlap"]))
+    rows = [[f"{figures['metric']}, {figures['split']}", "", "model ahead by"]]
+    for text, part in parts:
+        if text:
+            rows.append([f"{part['num_examples']:,} examples{text}", "", ""])
+        for name, figure in part["figures"].items():
+            ahead = part["model_minus"].get(name)
+            rows.append([name, _text(figure), "" if ahead is None else _text(ahead)])
+    rows.append([f"{figures['num_examples']:,} examples in {figures['num_groups']:,} groups", "", ""])  # fmt: skip
+    return rows

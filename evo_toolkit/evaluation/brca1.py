@@ -29,7 +29,8 @@ def read_assay(genome: Path | str, vcf: Path | str) -> tuple[Genome, Arrays]:
 
     Returns:
         A genome of one record, and `position` (0-based in that record), `ref`, `alt` (codes),
-        `label` (index in `LABELS`), `exon`.
+        `label` (index in `LABELS`), `exon`, and of INFO the texts of CONS (`consequence`) and the
+        numbers of CADD (`cadd`), NaN where there is none.
 
     Raises:
         EvoDataError: for files that cannot be read.
@@ -38,7 +39,7 @@ def read_assay(genome: Path | str, vcf: Path | str) -> tuple[Genome, Arrays]:
     from evo_data.fasta import Fasta
     from evo_data.vcf import VariantReader
 
-    rows: list[tuple[int, str, str, str, str]] = []
+    rows: list[tuple[int, str, str, str, str, str, float]] = []
     contigs: set[str] = set()
     with VariantReader(vcf) as reader:
         for record in reader:
@@ -46,7 +47,7 @@ def read_assay(genome: Path | str, vcf: Path | str) -> tuple[Genome, Arrays]:
             ref, alt = record.ref.upper(), ",".join(record.alts).upper()
             if info.get("FCLASS") in LABELS and len(ref) == len(alt) == 1:
                 contigs.add(record.contig)
-                rows.append((record.pos - 1, ref, alt, info["FCLASS"], info.get("EXPT", "")))
+                rows.append((record.pos - 1, ref, alt, info["FCLASS"], info.get("EXPT", ""), info.get("CONS", ""), _number(info.get("CADD"))))  # fmt: skip
     if not rows or len(contigs) != 1:
         raise EvoError(
             f"{vcf} has no SNVs of one contig with FCLASS (LOF, INT, FUNC) in INFO; give the VCF of the assay"
@@ -68,12 +69,21 @@ def read_assay(genome: Path | str, vcf: Path | str) -> tuple[Genome, Arrays]:
         "alt": encode("".join(row[2] for row in rows).encode()),
         "label": np.array([LABELS.index(row[3]) for row in rows]),
         "exon": np.unique([row[4] for row in rows], return_inverse=True)[1],
+        "consequence": np.array([row[5] for row in rows]),
+        "cadd": np.array([row[6] for row in rows]),
     }
     inside = (arrays["position"] >= 0) & (arrays["position"] < piece.size)
     if not inside.all() or (piece[arrays["position"]] != arrays["ref"]).any():
         raise EvoError(f"REF of {vcf} differs from {genome}; give the assembly of the VCF")
     name = f"{contig}:{first + 1}-{first + piece.size}"
     return Genome(name=contig, group="human", names=(name,), records=(piece,)), arrays
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return float("nan")
 
 
 def report(

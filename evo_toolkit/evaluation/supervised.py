@@ -1,0 +1,390 @@
+"""Classifiers and regressions on features, judged on folds that no group straddles.
+
+Cross-validation is nested: which features (layer, length of k-mers) and how strong a penalty is
+chosen within the training folds alone, on inner folds that no group straddles either. A figure is
+taken of the predictions for held-out examples, comparing only predictions of one fold with each
+other; its interval resamples groups, and a difference of two predictors resamples them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evo_toolkit.finetuning.splits import grouped_folds
+from evo_toolkit.statistics import (
+    RESAMPLES,
+    Estimate,
+    Floats,
+    StratifiedAuroc,
+    bootstrap,
+    spearman,
+)
+
+Indices = NDArray[np.int64]
+Kind = Literal["binary", "multiclass", "multilabel", "regression"]
+
+FOLDS = 5
+ROUNDS = 3
+INNER_FOLDS = 3
+INVERSE_PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""C of logistic regressions, on standardised features."""
+RIDGE_PENALTIES = (1e0, 1e1, 1e2, 1e3, 1e4, 1e5)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What is to be predicted.
+
+    Attributes:
+        kind: binary [n] of 0 and 1; multiclass [n] of class numbers; multilabel [n, K] of bool;
+            regression [n].
+        targets: By kind.
+        groups: Number of each example's group `[n]`.
+    """
+
+    kind: Kind
+    targets: NDArray[Any]
+    groups: Indices
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def part_of(outcome: Outcome, keep: NDArray[Any]) -> Outcome:
+    """The outcome of some examples, by indices or a mask."""
+    return Outcome(outcome.kind, outcome.targets[keep], outcome.groups[keep])
+
+
+class Predictor(Protocol):
+    """Learns from some examples to predict others."""
+
+    def __call__(self, outcome: Outcome, train: Indices, test: Indices) -> NDArray[np.floating]:
+        """Scores of `test`, `[m]` (higher means more, or positive), or `[m, K]` of classes."""
+
+
+def fold_numbers(outcome: Outcome, count: int, seed: int) -> Indices:
+    """The fold of each example, `[n]` from 0: groups whole, sizes and classes about even.
+
+    Raises:
+        UsageError: with fewer groups than folds.
+    """
+    strata = outcome.targets if outcome.kind in ("binary", "multiclass") else None
+    found = np.empty(len(outcome), np.int64)
+    folds = grouped_folds(outcome.groups, count, strata=strata, seed=seed)
+    for number, fold in enumerate(folds):
+        found[fold.test] = number
+    return found
+
+
+# Metrics: of predictions for held-out examples, with multiplicities of the examples.
+
+
+def metric_name(kind: Kind) -> str:
+    """What figures of a kind are called."""
+    return {
+        "binary": "AUROC", "multiclass": "MCC", "multilabel": "mean AUROC", "regression": "Spearman",
+    }[kind]  # fmt: skip
+
+
+def measure(
+    outcome: Outcome, scores: NDArray[np.floating], folds: Indices
+) -> Callable[[Floats], float]:
+    """The metric of predictions as a function of multiplicities (ones: of the data as they are).
+
+    AUROCs count pairs within a fold, rank correlations are means over folds by size, and Matthews'
+    correlation coefficient is of all predictions.
+    """
+    if outcome.kind == "binary":
+        return StratifiedAuroc(scores, outcome.targets == 1, folds)
+    if outcome.kind == "multilabel":
+        each = [
+            StratifiedAuroc(scores[:, k], outcome.targets[:, k], folds)
+            for k in range(outcome.targets.shape[1])
+        ]
+        return lambda weights: float(np.nanmean([one(weights) for one in each]))
+    if outcome.kind == "multiclass":
+        chosen = np.argmax(scores, axis=1)
+        classes = scores.shape[1]
+        return lambda weights: matthews(outcome.targets, chosen, classes, weights)
+    return lambda weights: _spearman_by_fold(outcome.targets, scores, folds, weights)
+
+
+def matthews(
+    truth: NDArray[np.integer], chosen: NDArray[np.integer], classes: int, weights: Floats
+) -> float:
+    """Matthews' correlation coefficient of several classes (Gorodkin 2004); 0 if either is constant."""
+    table = np.zeros((classes, classes))
+    np.add.at(table, (truth, chosen), weights)
+    right, total = np.trace(table), table.sum()
+    true, said = table.sum(axis=1), table.sum(axis=0)
+    norm = (total**2 - said @ said) * (total**2 - true @ true)
+    return float((right * total - true @ said) / np.sqrt(norm)) if norm > 0 else 0.0
+
+
+def _spearman_by_fold(
+    values: NDArray[np.floating], scores: NDArray[np.floating], folds: Indices, weights: Floats
+) -> float:
+    found, sizes = [], []
+    for fold in np.unique(folds):
+        own = np.flatnonzero(folds == fold)
+        times = np.repeat(own, weights[own].astype(np.int64))
+        if times.size < 2:
+            continue
+        rho = spearman(values[times].astype(float), scores[times].astype(float))
+        # Predictions that are all the same rank nothing.
+        found.append(0.0 if np.isnan(rho) else rho)
+        sizes.append(times.size)
+    return float(np.average(found, weights=sizes)) if found else float("nan")
+
+
+# Linear predictors
+
+
+def fit_linear(
+    kind: Kind, features: Floats, targets: NDArray[Any], penalty: float
+) -> Callable[[Floats], Floats]:
+    """A logistic or ridge regression on standardised features; what it returns gives scores.
+
+    Classes count equally, however many examples each has.
+    """
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    mean, scale = features.mean(axis=0), features.std(axis=0)
+    # A feature that hardly varies would make noise of its own rounding when scaled.
+    scale = np.where(scale > 1e-6 * max(1e-12, float(scale.max(initial=0.0))), scale, np.inf)
+    x = (features - mean) / scale
+
+    def logistic(y: NDArray[Any]) -> Any:
+        if np.unique(y).size < 2:
+            return None
+        return LogisticRegression(C=penalty, max_iter=500, class_weight="balanced").fit(x, y)
+
+    if kind == "regression":
+        model = Ridge(alpha=penalty).fit(x, targets)
+        return lambda new: np.asarray(model.predict((new - mean) / scale), float)
+    if kind == "multilabel":
+        models = [logistic(targets[:, k]) for k in range(targets.shape[1])]
+
+        def several(new: Floats) -> Floats:
+            z = (new - mean) / scale
+            columns = [np.zeros(len(z)) if m is None else m.decision_function(z) for m in models]
+            return np.stack(columns, axis=1)
+
+        return several
+    one = logistic(targets)
+    if kind == "binary":
+        if one is None:
+            return lambda new: np.zeros(len(new))
+        return lambda new: np.asarray(one.decision_function((new - mean) / scale), float)
+    classes = int(targets.max()) + 1 if one is None else int(max(one.classes_)) + 1
+
+    def proba(new: Floats) -> Floats:
+        result = np.zeros((len(new), classes))
+        if one is None:
+            result[:, int(targets[0])] = 1
+        else:
+            result[:, one.classes_] = one.predict_proba((new - mean) / scale)
+        return result
+
+    return proba
+
+
+@dataclass(eq=False)
+class LinearGrid:
+    """A linear predictor on the best of several sets of features, chosen in inner folds.
+
+    Attributes:
+        candidates: `[n, F]` of all examples, by name.
+        seed: Of the inner folds.
+        chosen: Name and penalty that every call settled on, in order.
+    """
+
+    candidates: Mapping[str, NDArray[np.floating]]
+    seed: int = 0
+    chosen: list[tuple[str, float]] = field(default_factory=list)
+
+    def __call__(self, outcome: Outcome, train: Indices, test: Indices) -> Floats:
+        """Choose, fit on `train`, return the scores of `test`."""
+        penalties = RIDGE_PENALTIES if outcome.kind == "regression" else INVERSE_PENALTIES
+        inner = fold_numbers(part_of(outcome, train), INNER_FOLDS, self.seed)
+        best: tuple[float, str, float] | None = None
+        for name, matrix in self.candidates.items():
+            for penalty in penalties:
+                value = self._inner_score(outcome, train, inner, matrix, penalty)
+                if best is None or value > best[0]:
+                    best = (value, name, penalty)
+        assert best is not None
+        _, name, penalty = best
+        self.chosen.append((name, penalty))
+        matrix = self.candidates[name]
+        fitted = fit_linear(
+            outcome.kind, matrix[train].astype(float), outcome.targets[train], penalty
+        )
+        return _wide(fitted(matrix[test].astype(float)), outcome)
+
+    def _inner_score(
+        self, outcome: Outcome, train: Indices, inner: Indices, matrix: Any, penalty: float
+    ) -> float:
+        scores = np.zeros(_shape(outcome, train.size))
+        for fold in range(INNER_FOLDS):
+            rest, held = train[inner != fold], train[inner == fold]
+            fitted = fit_linear(
+                outcome.kind, matrix[rest].astype(float), outcome.targets[rest], penalty
+            )
+            scores[inner == fold] = _wide(fitted(matrix[held].astype(float)), outcome)
+        part = part_of(outcome, train)
+        value = measure(part, scores, inner)(np.ones(train.size))
+        return -1.0 if np.isnan(value) else value
+
+
+@dataclass(frozen=True, eq=False)
+class AsIs:
+    """Values that are known without learning, higher meaning more: another tool's score, a length."""
+
+    values: NDArray[np.floating]
+
+    def __call__(self, outcome: Outcome, train: Indices, test: Indices) -> Floats:
+        """The values of `test`."""
+        return np.asarray(self.values, float)[test]
+
+
+def _shape(outcome: Outcome, rows: int) -> tuple[int, ...]:
+    if outcome.kind == "multilabel":
+        return (rows, outcome.targets.shape[1])
+    if outcome.kind == "multiclass":
+        return (rows, int(outcome.targets.max()) + 1)
+    return (rows,)
+
+
+def _wide(scores: Floats, outcome: Outcome) -> Floats:
+    """Scores with a column for classes too that the training folds lacked."""
+    shape = _shape(outcome, len(scores))
+    if scores.shape == shape:
+        return scores
+    result = np.zeros(shape)
+    result[:, : scores.shape[1]] = scores
+    return result
+
+
+# The whole
+
+
+def cross_validate(
+    outcome: Outcome,
+    predictors: Mapping[str, Predictor],
+    folds: Indices,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Floats]:
+    """Scores of held-out examples by each predictor.
+
+    Args:
+        outcome: What to predict.
+        predictors: By name.
+        folds: Of each example; every fold is held out once. -1 is always trained on, never judged,
+            so a published split is -1 for its training part and 0 for its test part.
+        say: Gets a line when a predictor is done.
+
+    Returns:
+        `[n]` or `[n, K]`, NaN for examples that are not judged.
+    """
+    found = {}
+    for name, predictor in predictors.items():
+        scores = np.full(_shape(outcome, len(outcome)), np.nan)
+        for fold in np.unique(folds[folds >= 0]):
+            train, test = np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)
+            scores[test] = predictor(outcome, train, test)
+        found[name] = scores
+        judged = folds >= 0
+        value = measure(part_of(outcome, judged), scores[judged], folds[judged])(
+            np.ones(judged.sum())
+        )
+        say(f"{name}: {metric_name(outcome.kind)} {value:.3f}")
+    return found
+
+
+def _difference(
+    one: Callable[[Floats], float], two: Callable[[Floats], float]
+) -> Callable[[Floats], float]:
+    return lambda weights: one(weights) - two(weights)
+
+
+class Round(NamedTuple):
+    """One cross-validation: the scores of `cross_validate`, by predictor, and its folds."""
+
+    scores: Mapping[str, NDArray[np.floating]]
+    folds: Indices
+
+
+def _mean_over(rounds: Sequence[Callable[[Floats], float]]) -> Callable[[Floats], float]:
+    return lambda weights: float(np.mean([one(weights) for one in rounds]))
+
+
+def compare(
+    outcome: Outcome,
+    scores: Mapping[str, NDArray[np.floating]],
+    folds: Indices,
+    *,
+    against: Sequence[str] = (),
+    of: str = "model",
+    keep: NDArray[np.bool_] | None = None,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """`compare_rounds` of one cross-validation."""
+    return compare_rounds(
+        outcome, [Round(scores, folds)], against=against, of=of, keep=keep, resamples=resamples
+    )
+
+
+def compare_rounds(
+    outcome: Outcome,
+    rounds: Sequence[Round],
+    *,
+    against: Sequence[str] = (),
+    of: str = "model",
+    keep: NDArray[np.bool_] | None = None,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Figures of predictors with their intervals, and how far one is ahead of the others.
+
+    Args:
+        outcome: What was predicted.
+        rounds: Cross-validations with other folds and seeds; figures are means over them, since one
+            draw of folds moves a figure by about as much as the differences that matter.
+        against: Predictors that `of` is compared with, where both are there.
+        of: The predictor in question.
+        keep: Judge only these examples (those without a near copy in the training genomes, say).
+        resamples: Of the bootstrap over groups.
+    """
+    judged = rounds[0].folds >= 0
+    if keep is not None:
+        judged = judged & keep
+    part = part_of(outcome, judged)
+    metrics = {
+        name: _mean_over(
+            [measure(part, one.scores[name][judged], one.folds[judged]) for one in rounds]
+        )
+        for name in rounds[0].scores
+    }
+
+    def estimate(statistic: Callable[[Floats], float]) -> Estimate:
+        return bootstrap(statistic, part.groups, resamples=resamples)
+
+    figures = {name: estimate(metric).json() for name, metric in metrics.items()}
+    ahead = {}
+    for other in against:
+        if of in metrics and other in metrics and other != of:
+            ahead[other] = estimate(_difference(metrics[of], metrics[other])).json()
+    return {
+        "metric": metric_name(outcome.kind),
+        "num_examples": int(judged.sum()),
+        "num_groups": int(np.unique(part.groups).size),
+        "rounds": len(rounds),
+        "figures": figures,
+        f"{of}_minus": ahead,
+    }
