@@ -16,6 +16,7 @@ import click
 
 from evo_toolkit._version import __version__
 from evo_toolkit.cli.common import PROGRAM, flush_stdout, one_line_errors
+from evo_toolkit.inference.allocation import keep_freed_memory
 
 
 class Entry(NamedTuple):
@@ -114,6 +115,7 @@ def main() -> None:
         # Left alone where it is ignored, as nohup does with SIGHUP.
         if number is not None and signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _exit_on_signal)
+    keep_freed_memory()
     try:
         cli.main(prog_name=PROGRAM)
     finally:

@@ -72,8 +72,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--window-mode",
-    type=click.Choice(["exact", "shared", "full"]),
-    help="How windows are placed and read. exact: a window for every place, what its alleles share is read once. shared: variants within 1/32 of a window share one (faster; up to that much more context before a variant, less behind). full: every window read whole. Default: exact; full with --precision vortex.",
+    type=click.Choice(["exact", "shared", "tiled", "full"]),
+    help="How windows are placed and read. exact: a window for every place, what its alleles share is read once. shared: variants within 1/32 of a window share one (faster; up to that much more context before a variant, less behind). tiled: variants within 3/8 of a window share one; for -M marginal and entropy alone. full: every window read whole. Default: exact; full with --precision vortex.",
 )
 @click.option(
     "--suffix",

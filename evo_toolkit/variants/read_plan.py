@@ -10,8 +10,6 @@ import numpy as np
 from evo_toolkit.variants.reading import Layers, LogProbs, Row, Tokens, Wanted
 from evo_toolkit.variants.window_runner import LogProbPair, WindowGroup, change_of
 
-# In windows that variants share, one split per so many parts of the middle region.
-_SPLITS_PER_STEP = 8
 # Adaptive suffixes are read in pieces of this part of a window.
 _PIECES = 32
 
@@ -25,11 +23,13 @@ class Splits:
         step: Forks lie at `window // 2` and less than `step` behind it where windows are shared;
             1 where every variant has its own.
         suffix: Bases that are read of each allele from its split on; None is all of them.
+        parts: Chunks that the places of forks are read in.
     """
 
     window: int
     step: int = 1
     suffix: int | None = None
+    parts: int = 1
 
     @property
     def middle(self) -> int:
@@ -39,7 +39,7 @@ class Splits:
     @property
     def chunk(self) -> int:
         """Bases between two splits, and length of the forwards that lead from one to the next."""
-        return max(1, self.step // _SPLITS_PER_STEP)
+        return max(1, self.step // self.parts)
 
     @property
     def number(self) -> int:
@@ -86,12 +86,12 @@ class Splits:
         """How far a prefix is read when only the base at the fork is asked for.
 
         To the fork, or to the end of the chunk it lies in: what follows a prefix is known, too. A
-        fork behind the last of the splits is read to from there.
+        fork behind all chunks (in a repeat, near the end of a contig) is read to from there.
         """
         position = self.position(fork, length)
         if not position or fork >= length:
             return position
-        beyond = min(-(-(fork - self.middle) // self.chunk), self.number - 1)
+        beyond = min(-(-(fork - self.middle) // self.chunk), self.number)
         return min(self.middle + beyond * self.chunk, length)
 
 
@@ -193,7 +193,9 @@ class Plan:
                 position, stop = splits.position(fork, len(alt)), splits.stop(fork, len(alt))
                 prefix, split = None, plan.whole
                 if not wanted.alternate:
-                    position, stop = splits.reach(fork, len(alt)), min(fork + 1, len(alt))
+                    # Not to the fork: so its neighbours share the row, and padding would follow.
+                    position = splits.reach(fork, len(alt))
+                    stop = min(len(alt), position + splits.longest) if position else len(alt)
                 if position:
                     prefix = plan.prefixes.setdefault(key, Prefix(group.ref))
                     split = prefix.splits.setdefault(position, Split(position))

@@ -31,7 +31,6 @@ from evo_toolkit.variants.reading import LOG_PROBS, Row, Wanted, WindowReader
 from evo_toolkit.variants.suffix import QUIET_PIECES, Adaptive, Suffix
 from evo_toolkit.variants.whole_windows import WholeWindows
 from evo_toolkit.variants.window_runner import (
-    FORWARDS_PER_CALL,
     WINDOW_MODES,
     LogProbPair,
     TokenCount,
@@ -40,6 +39,7 @@ from evo_toolkit.variants.window_runner import (
     distinct_windows,
     require_lengths,
     tell_less_memory,
+    windows_per_call,
 )
 
 if TYPE_CHECKING:
@@ -50,6 +50,11 @@ if TYPE_CHECKING:
 _WIDE, _WIDE_SHARE = 2048, 4
 # Windows that variants share begin at multiples of this part of their length.
 _SHARED_PART = 32
+# There, the places of forks are read in so many chunks.
+_PARTS = 8
+# Those of reference windows alone begin further apart: half a window of context stands before every
+# place, and the last eighth is left to alleles that part late. More is read at a time.
+_TILED_STEP, _TILED_PARTS = 3 / 8, 2
 # Adaptive suffixes are read in forwards with as many rows as for pieces so many times as long, at
 # most so many (every row keeps the keys and values of a prefix), and so many forwards' worth of
 # suffixes at a time.
@@ -83,6 +88,7 @@ class ReusedPrefixes:
         window: int,
         *,
         step: int = 1,
+        mode: str | None = None,
         suffix: Suffix = None,
         rows: int | None = None,
         wanted: Wanted = LOG_PROBS,
@@ -93,19 +99,23 @@ class ReusedPrefixes:
             window: Longest window, in bases.
             step: Forks lie at `window // 2` and less than `step` behind it where windows are
                 shared; 1 where every variant has its own.
+            mode: Its name among `WINDOW_MODES`; None is "exact" with a step of 1, else "shared".
             suffix: Read so many bases of each allele from its split on; None reads all.
             rows: Of every forward; None chooses by device and length.
             wanted: What is asked for beside log-probabilities.
         """
         self.model = model
-        self.mode = "exact" if step == 1 else "shared"
+        self.mode = mode or ("exact" if step == 1 else "shared")
         self.window = window
         self.step = step
         self.suffix = str(suffix) if isinstance(suffix, Adaptive) else suffix
         self.wanted = wanted
         self._reader = WindowReader(model, wanted)
         self._adaptive = suffix if isinstance(suffix, Adaptive) and wanted.alternate else None
-        self.splits = Splits(window, step, suffix if isinstance(suffix, int) else None)
+        self.splits = Splits(
+            window, step, suffix if isinstance(suffix, int) else None,
+            parts=_TILED_PARTS if self.mode == "tiled" else _PARTS,
+        )  # fmt: skip
         self._whole = LogProbRunner(model, window, rows)
         self._prefix_shape = self._shape(self.splits.middle, rows)
         self._suffix_shape = self._shape(self.splits.longest, rows)
@@ -127,7 +137,7 @@ class ReusedPrefixes:
 
     @property
     def windows_per_call(self) -> int:
-        return FORWARDS_PER_CALL * self._suffix_shape[0]
+        return windows_per_call(self._suffix_shape[0], self.window, self.wanted, self.step)
 
     @property
     def shapes(self) -> tuple[tuple[int, int], ...]:
@@ -381,11 +391,18 @@ def window_runner(
         raise UsageError(
             f"suffix {suffix} with window mode {mode!r} cannot be; give at least 1 base, with window mode exact or shared"
         )
+    if mode == "tiled" and wanted.alternate:
+        raise UsageError(
+            "window mode 'tiled' is for methods that read the reference alone; give only -M marginal or -M entropy, or another window mode"
+        )
+    if mode == "tiled" and suffix is not None:
+        raise UsageError("window mode 'tiled' reads no suffixes; leave --suffix full")
     if mode == "full":
         return WholeWindows(LogProbRunner(model, window), wanted)
     if rounds:
         raise UsageError(
             f"window mode {mode!r} continues from states, which the released implementation rounds in another way; use --window-mode full with precision {model.policy.name}"
         )
-    step = max(1, window // _SHARED_PART) if mode == "shared" else 1
-    return ReusedPrefixes(model, window, step=step, suffix=suffix, wanted=wanted)
+    steps = {"shared": window // _SHARED_PART, "tiled": int(window * _TILED_STEP)}
+    step = max(1, steps.get(mode, 1))
+    return ReusedPrefixes(model, window, step=step, mode=mode, suffix=suffix, wanted=wanted)

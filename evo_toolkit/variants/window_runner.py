@@ -18,6 +18,7 @@ _log = logging.getLogger("evo_toolkit")
 WINDOW_MODES: dict[str, str] = {
     "exact": "a window for every place; what its alleles share is read once",
     "shared": "variants within 1/32 of a window share one",
+    "tiled": "windows follow each other by 3/8 of a window; for methods that read the reference alone",
     "full": "every window read whole",
 }
 """How windows are placed and read."""
@@ -25,6 +26,22 @@ WINDOW_MODES: dict[str, str] = {
 # Forwards over alternates per call: the last one of each shape is padded, and more of them dilute
 # that; fewer hold less in memory.
 FORWARDS_PER_CALL = 32
+# Where alternates are not read they take no forward, only memory: so many bases of windows per call.
+_BASES_PER_CALL = 1 << 25
+
+
+def windows_per_call(rows: int, window: int, wanted: Wanted, step: int = 1) -> int:
+    """How many windows a call should hold at most.
+
+    Args:
+        rows: Of the forwards over alternates.
+        window: Bases of a window.
+        step: As many places may share a window.
+    """
+    number = FORWARDS_PER_CALL * rows
+    if wanted.alternate:
+        return number
+    return max(number, min(number * step, _BASES_PER_CALL // window))
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ import torch
 from evo_data.contigs import ContigAliases
 from evo_data.fasta import Fasta
 from evo_toolkit.errors import EvoError, UsageError
+from evo_toolkit.inference.allocation import keep_freed_memory
 from evo_toolkit.variants.chunks import Chunk, ChunkScores
 from evo_toolkit.variants.run import ScoringRun
 from evo_toolkit.variants.score import ReferenceBits
@@ -373,6 +374,7 @@ def _work(connection: Connection, setting: WorkerSetting, device: str, sharing: 
     """A worker process: load, say so, score chunks until there are no more."""
     # Ctrl-C reaches the whole group of processes; the parent decides what becomes of it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
     if device == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // sharing))
     try:

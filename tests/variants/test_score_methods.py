@@ -188,11 +188,12 @@ def test_methods_with_cut_suffixes_end_where_alleles_were_read_to(
                 assert np.isnan(found) if value is None else found == pytest.approx(value, abs=NATS), (variant, name)  # fmt: skip
 
 
-@pytest.mark.parametrize(("window", "fork", "read"), [(256, 131, 131), (256, 128, 128), (1024, 513, 516), (256, 140, 141), (256, 5, 6)])  # fmt: skip
+@pytest.mark.parametrize(("window", "fork", "read"), [(256, 131, 131), (256, 128, 128), (1024, 513, 516), (256, 136, 136), (256, 140, 256), (256, 5, 256)])  # fmt: skip
 def test_a_marginal_takes_what_stands_before_it(
     toy_model: StripedHyena2, window: int, fork: int, read: int
 ) -> None:
-    """To the end of the chunk of the fork; behind the chunks, and in front of the middle, to the fork."""
+    """To the end of the chunk of the fork; behind the chunks, and in front of the middle, all of the
+    window, which its neighbours then need not read again."""
     runner = window_runner(toy_model, window, "shared", wanted=Wanted(bases=True, alternate=False))
     rng = np.random.default_rng(0)
     ref = rng.choice(np.frombuffer(b"ACGT", np.uint8), window)
@@ -205,6 +206,68 @@ def test_a_marginal_takes_what_stands_before_it(
     ((whole,),) = expected([WindowGroup(ref, [(alt, fork)])])
     assert whole.bases_ref is not None
     np.testing.assert_allclose(pair.bases_ref[fork], whole.bases_ref[fork], atol=1e-5)
+
+
+def test_tiled_windows_are_read_once_for_all_places_in_them(
+    toy_model: StripedHyena2, genome: Fasta, tmp_path: Path
+) -> None:
+    """All SNVs of 300 bases: on each strand so many windows as lie 48 bases apart, and their values."""
+    places = range(201, 501)
+    path = tmp_path / "dense.vcf"
+    rows = [
+        f"c\t{p}\t.\t{BASES[p - 1]}\t{','.join(b for b in 'ACGT' if b != BASES[p - 1])}\t.\t.\t.\n"
+        for p in places
+    ]
+    path.write_text(HEADER + "".join(rows))
+    result = run(path, genome.path, "-m", _folder(toy_model), "-M", "marginal", "-M", "entropy", "--window", 128,
+                 "--window-mode", "tiled", "-o", tmp_path / "o.tsv")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    line = next(x for x in result.stderr.splitlines() if "tokens through the model" in x)
+    # 300 places touch at most 8 steps of 48 bases; a window is read up to 64 + 48 bases.
+    assert int(line.split()[0].replace(",", "")) <= 2 * 8 * (64 + 48)
+    frame = pd.read_csv(tmp_path / "o.tsv", sep="\t", comment=None, skiprows=_notes(tmp_path / "o.tsv"), na_values=".")  # fmt: skip
+    assert set(frame["status"]) == {"ok"} and len(frame) == 900
+
+    def fetch(start: int, end: int) -> bytes:
+        return genome.fetch("c", start, end)
+
+    methods = get_methods(["marginal", "entropy"])
+    for index in range(0, 900, 7):
+        row = frame.iloc[index]
+        edit = edit_of(normalise(Variant("c", row.pos, row.ref, row.alt), fetch))
+        windows, _ = variant_windows(fetch, 700, edit, 128, step=48)
+        assert all(64 <= window.fork < 112 for window in windows)
+        (expected,) = method_values(toy_model, [windows], methods)
+        assert row.marg == pytest.approx(expected["marg"], abs=NATS)
+        assert row.ent_ref == pytest.approx(expected["ent_ref"], abs=NATS)
+
+
+def test_tiled_windows_take_indels_repeats_and_both_ends(
+    toy_model: StripedHyena2, genome: Fasta, vcf: Path
+) -> None:
+    options = {"window": 128, "methods": ["marginal"]}
+    tiled = score_variants(toy_model, vcf, genome.path, window_mode="tiled", **options)
+    exact = score_variants(toy_model, vcf, genome.path, window_mode="exact", **options)
+    assert set(tiled["status"]) == {"ok"}
+    assert tiled["marg"].isna().tolist() == exact["marg"].isna().tolist()
+    # At both ends windows cannot lie elsewhere; in between they hold more context than they need.
+    first, last = tiled.index[tiled["pos"] == 1], tiled.index[tiled["pos"] == 699]
+    for row in (*first, *last):
+        assert tiled["marg"][row] == pytest.approx(exact["marg"][row], abs=0.5)
+    spread = (tiled["marg"] - exact["marg"]).abs()
+    assert 0 < spread.max() < 2
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [(("-M", "delta"), "reference alone"), (("-M", "jsd"), "reference alone"), (("-M", "marginal", "--suffix", "64"), "suffix")],
+)  # fmt: skip
+def test_tiled_windows_are_refused_where_alternates_are_read(
+    toy_model: StripedHyena2, genome: Fasta, vcf: Path, extra: tuple[str, ...], said: str
+) -> None:
+    result = run(vcf, genome.path, "-m", _folder(toy_model), *extra, "--window", 128, "--window-mode", "tiled")  # fmt: skip
+    assert result.exit_code == 2
+    assert said in result.stderr and len(result.stderr.strip().splitlines()[-1:]) == 1
 
 
 def _notes(path: Path) -> int:
