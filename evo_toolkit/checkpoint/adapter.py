@@ -128,7 +128,7 @@ class Adapter:
         Raises:
             EvoDataError: if the file exists, or cannot be written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         metadata = {
             "format": FORMAT, "format_version": FORMAT_VERSION, "name": self.name,
@@ -142,7 +142,7 @@ class Adapter:
             for key, tensor in self.tensors().items()
         }
         with atomic_output(path, force=force) as temporary:
-            save_file(tensors, temporary, metadata)
+            temporary.write_bytes(save(tensors, metadata))
 
 
 def read_adapter(path: Path | str) -> Adapter:

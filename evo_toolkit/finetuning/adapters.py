@@ -28,6 +28,7 @@ TRAINED_WHOLE = {"filters": r"\.mixer\.", "norms": r"norm\.scale$", "biases": r"
 """What can be trained whole beside an adapter, with the tensors' names."""
 
 _PEFT_NAME = "default"
+_LOG_RATE = ".parametrizations.log_poles.original"
 _FACTOR = re.compile(r"(.+)\.lora_([AB])\.default\.weight")
 
 
@@ -154,51 +155,71 @@ def own_name(name: str) -> str:
     return re.sub(r"\.parametrizations\.(\w+)\.original$", r".\1", name)
 
 
-def adapter_of(
-    model: StripedHyena2,
+def own_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under the names, and with the values, that they have in a model's own files."""
+    return {
+        # What `training.optim.NegativeExponential` makes of the rates that it trains.
+        own_name(name): -tensor.exp() if name.endswith(_LOG_RATE) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def adapter_from(
+    trained: Mapping[str, Tensor],
     *,
     name: str,
+    rank: int,
+    alpha: float,
+    base: tuple[str, str],
     head: Mapping[str, Tensor] | None = None,
     head_about: Mapping[str, Any] | None = None,
     training: Mapping[str, Any] | None = None,
-    base: tuple[str, str] | None = None,
 ) -> Adapter:
+    """An adapter from the parameters that were trained of a model.
+
+    Args:
+        trained: By their names in the adapted model, such as `blocks.0.mlp.l1.lora_A.default.weight`.
+        base: Name of the model, and digest of its weights.
+        rank, alpha, name, head, head_about, training: As `Adapter` has them.
+    """
+    pairs: dict[str, dict[str, Tensor]] = {}
+    others = {}
+    for key, tensor in trained.items():
+        match = _FACTOR.fullmatch(key)
+        if match:
+            pairs.setdefault(match[1], {})[match[2]] = _plain(tensor)
+        else:
+            others[key] = _plain(tensor)
+    return Adapter(
+        name=name, rank=rank, alpha=alpha, model=base[0], model_sha256=base[1],
+        factors={module: (pair["A"], pair["B"]) for module, pair in pairs.items()},
+        full=own_tensors(others), head=head or {}, head_about=head_about or {},
+        training=training or {},
+    )  # fmt: skip
+
+
+def adapter_of(model: StripedHyena2, *, name: str, **about: Any) -> Adapter:
     """What training changed of a model that has an adapter, on the CPU.
 
     Args:
         name: Of the adapter.
-        head, head_about, training: As `Adapter` has them.
-        base: Name of the model and digest of its weights; by default as the model itself says.
+        about: `head`, `head_about` and `training`, as `Adapter` has them.
 
     Raises:
-        UsageError: if the model has no adapter, or nobody says which weights it belongs to.
+        UsageError: if the model has no adapter, or its weights come from no file.
     """
-    factors: dict[str, tuple[Tensor, Tensor]] = {}
-    rank, scale = 0, 0.0
-    for module_name, module in _adapted(model):
-        a, b = module.lora_A[_PEFT_NAME].weight, module.lora_B[_PEFT_NAME].weight
-        factors[module_name] = _plain(a), _plain(b)
-        rank, scale = module.r[_PEFT_NAME], module.scaling[_PEFT_NAME]
-    if not factors:
+    first = next(_adapted(model), None)
+    if first is None:
         raise UsageError("the model has no adapter; put one on with add_adapter or load_adapter")
-    base_name, digest = base or (model.config.name, model.sha256)
-    if not digest:
+    if not model.sha256:
         raise UsageError(
             "the model's weights come from no file, so nothing says what its adapter belongs to; save the model first"
         )
-    full = {}
-    for key, parameter in model.named_parameters():
-        if parameter.requires_grad and not _FACTOR.fullmatch(key):
-            plain = own_name(key)
-            # Through the attribute: a parametrised tensor is what its parametrisation makes of it.
-            owner, _, attribute = plain.rpartition(".")
-            module = model.get_submodule(owner)
-            module = getattr(module, "base_layer", module)
-            full[plain] = _plain(getattr(module, attribute))
-    return Adapter(
-        name=name, rank=rank, alpha=scale * rank, model=base_name, model_sha256=digest,
-        factors=factors, full=full, head=head or {}, head_about=head_about or {},
-        training=training or {},
+    rank, scale = first[1].r[_PEFT_NAME], first[1].scaling[_PEFT_NAME]
+    trained = {key: p for key, p in model.named_parameters() if p.requires_grad}
+    return adapter_from(
+        trained, name=name, rank=rank, alpha=scale * rank,
+        base=(model.config.name, model.sha256), **about,
     )  # fmt: skip
 
 

@@ -75,10 +75,10 @@ class Monitor(Callback):
         speed = (pl_module.tokens - self._tokens) / elapsed
         device = pl_module.device
         length = batch["input_ids"].shape[1]
+        # Those of fine-tuning on labels have no bits.
+        names = [n for n in ("loss", "bits_per_base", "grad_norm") if n in figures]
         self.latest = {
-            "train/loss": figures["loss"],
-            "train/bits_per_base": figures["bits_per_base"],
-            "train/grad_norm": figures["grad_norm"],
+            **{f"train/{name}": figures[name] for name in names},
             "train/learning_rate": max(g["lr"] for g in trainer.optimizers[0].param_groups),
             "train/tokens": pl_module.tokens,
             "speed/tokens_per_second": speed,
@@ -97,7 +97,9 @@ class Monitor(Callback):
     def _line(self, step: int, total: int) -> str:
         values = self.latest
         of = f"/{total}" if total > 0 else ""
-        line = f"step {step}{of}  {values['train/bits_per_base']:.4f} bits/base  lr {values['train/learning_rate']:.2e}  {values['speed/tokens_per_second']:,.0f} tokens/s"
+        bits = values.get("train/bits_per_base")
+        what = f"{values['train/loss']:.4f} loss" if bits is None else f"{bits:.4f} bits/base"
+        line = f"step {step}{of}  {what}  lr {values['train/learning_rate']:.2e}  {values['speed/tokens_per_second']:,.0f} tokens/s"
         if "speed/mfu" in values:
             line += f"  MFU {values['speed/mfu']:.1%}"
         return line
@@ -140,7 +142,11 @@ class ProgressBar(RichProgressBar):
         values = monitor.latest if monitor is not None else {}
         shown: dict[str, Any] = {}
         if values:
-            shown["bits/base"] = f"{values['train/bits_per_base']:.4f}"
+            bits = values.get("train/bits_per_base")
+            if bits is None:
+                shown["loss"] = f"{values['train/loss']:.4f}"
+            else:
+                shown["bits/base"] = f"{bits:.4f}"
             shown["tokens/s"] = f"{values['speed/tokens_per_second']:,.0f}"
         if "speed/mfu" in values:
             shown["MFU"] = f"{values['speed/mfu']:.1%}"

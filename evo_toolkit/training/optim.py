@@ -78,9 +78,14 @@ class NegativeExponential(nn.Module):
 
 
 def train_by_log_rate(model: nn.Module) -> None:
-    """Let the poles of every Hyena-LI be trained through `NegativeExponential`, in place."""
+    """Let the poles of every Hyena-LI be trained through `NegativeExponential`, in place.
+
+    Frozen poles stay as they are, to the last bit.
+    """
     for module in model.modules():
-        if isinstance(module, HyenaLI) and not parametrize.is_parametrized(module, "log_poles"):
+        if not isinstance(module, HyenaLI) or parametrize.is_parametrized(module, "log_poles"):
+            continue
+        if module.log_poles.requires_grad:
             parametrize.register_parametrization(module, "log_poles", NegativeExponential())
 
 

@@ -16,8 +16,9 @@ from evo_toolkit.training.cli import run
 from evo_toolkit.training.schedules import ScheduleConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-# Those of synthetic tasks read no genomes: test_synthetics.py.
-RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if p.parent.name != "synthetics")
+# Those of synthetic tasks and of labelled sequences read no genomes: test_synthetics.py, test_finetune.py.
+_OTHERS = ("synthetics", "finetune")
+RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.yaml") if p.parent.name not in _OTHERS)
 DEMO = ROOT / "data" / "evo_data" / "demo" / "NC_000932.fa"
 
 _TOY_SHAPE = {
