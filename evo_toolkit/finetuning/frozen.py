@@ -20,7 +20,7 @@ from evo_data.kmers import kmer_codes
 from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.finetuning.examples import Examples
 from evo_toolkit.finetuning.heads import Affine, Floats, SequenceHead
-from evo_toolkit.finetuning.metrics import Indices, Outcome, Problem, primary
+from evo_toolkit.finetuning.metrics import Indices, Outcome, Problem, selection
 from evo_toolkit.finetuning.splits import Fold, grouped_folds
 from evo_toolkit.inference.head_files import fit_name, fit_names
 from evo_toolkit.inference.readings import Pool, Strands
@@ -397,8 +397,8 @@ class Choice:
     Attributes:
         candidate: Name of the features.
         penalty: See `PENALTIES`.
-        value: The primary figure on inner folds; None where there was nothing to choose.
-        by_candidate: The best figure of each, for the record.
+        value: `evo_toolkit.finetuning.metrics.selection` on inner folds; None where there was nothing to choose.
+        by_candidate: The best value of each, for the record.
     """
 
     candidate: str
@@ -455,8 +455,7 @@ class Fits:
         for name, x in candidates.items():
             for penalty in penalties:
                 outputs, fold_of = _held_out(self, x, rows, inner, penalty)
-                value = primary(part, outputs, fold_of)
-                value = -np.inf if np.isnan(value) else value
+                value = selection(part, outputs, fold_of, balanced=self.settings.balanced)
                 by_candidate[name] = max(value, by_candidate.get(name, -np.inf))
                 if best is None or value > best[0]:
                     best = (value, name, penalty)

@@ -31,7 +31,7 @@ from evo_toolkit.finetuning.frozen import (
     variant_head,
 )
 from evo_toolkit.finetuning.heads import Floats, SequenceHead
-from evo_toolkit.finetuning.metrics import Indices, outcome_of
+from evo_toolkit.finetuning.metrics import SELECTION, Indices, outcome_of
 from evo_toolkit.finetuning.results import judged
 from evo_toolkit.finetuning.splits import (
     BLOCK,
@@ -228,7 +228,7 @@ def run_frozen(
             "inner_folds": settings.inner_folds,
         },
         "leaks": [leak.json() for leak in leaks],
-        "chosen": {"layer": final.candidate, "penalty": final.penalty, "inner_value": final.value, "by_layer": _finite(final.by_candidate)},
+        "chosen": {"by": SELECTION[outcome.problem], "layer": final.candidate, "penalty": final.penalty, "inner_value": final.value, "by_layer": _finite(final.by_candidate)},
         "chosen_by_fold": [{"layer": c.candidate, "penalty": c.penalty, "inner_value": c.value} for c in found.choices],
         "warnings": warnings,
         **results,

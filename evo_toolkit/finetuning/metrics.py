@@ -25,7 +25,12 @@ Statistic = Callable[[Floats], float]
 PRIMARY: Mapping[Problem, str] = {
     "binary": "auroc", "multiclass": "mcc", "multilabel": "mean_auroc", "regression": "spearman",
 }  # fmt: skip
-"""The figure by which settings are chosen, and which comes first in reports."""
+"""The figure that comes first in reports."""
+
+SELECTION: Mapping[Problem, str] = {
+    "binary": "log_loss", "multiclass": "log_loss", "multilabel": "log_loss", "regression": "spearman",
+}  # fmt: skip
+"""The figure by which settings are chosen: log-loss tells finer than ranks or classes, and keeps probabilities honest."""
 
 METRIC_NAMES: Mapping[str, str] = {
     "auroc": "AUROC", "auprc": "AUPRC (average precision)", "accuracy": "Accuracy",
@@ -250,6 +255,23 @@ def _of_numbers(targets: Floats, outputs: Floats, folds: Indices) -> dict[str, S
 def primary(outcome: Outcome, outputs: Floats, folds: Indices) -> float:
     """The primary figure."""
     return statistics(outcome, outputs, folds)[PRIMARY[outcome.problem]](np.ones(len(outcome)))
+
+
+def selection(
+    outcome: Outcome, outputs: Floats, folds: Indices, *, balanced: bool = False
+) -> float:
+    """The figure of `SELECTION`, so turned that higher is better; -inf where there is none.
+
+    Args:
+        balanced: Whether classes count equally in it.
+    """
+    name = SELECTION[outcome.problem]
+    weights = np.ones(len(outcome))
+    if balanced and outcome.problem in ("binary", "multiclass"):
+        weights = 1.0 / np.bincount(outcome.targets, minlength=len(outcome.names))[outcome.targets]
+    value = statistics(outcome, outputs, folds)[name](weights)
+    value = -value if name in LOWER_IS_BETTER else value
+    return -np.inf if np.isnan(value) else value
 
 
 def figures(

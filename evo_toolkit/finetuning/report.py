@@ -25,7 +25,7 @@ from evo_toolkit.variants.report_page import page_head, page_table
 
 _MOST_CLASSES = 30
 _STYLE = """<style>
-figure { margin: 0; } .figures { display: flex; flex-wrap: wrap; gap: 8px 36px; }
+figure { margin: 0; } .figures { display: flex; flex-wrap: wrap; gap: 8px 14px; }
 table.confusion td, table.confusion th { padding: 4px 12px; text-align: right; min-width: 4em; }
 .verdict { font-size: 17px; }
 </style>"""
@@ -169,8 +169,11 @@ def _folds(results: Mapping[str, Any]) -> str:
         text = f"The head reads {final['layer']} with penalty {_penalty(final['penalty'])}, chosen on inner folds of all training examples."
         parts.append(f"<h3>The head</h3><p>{escape(text)}</p>")
         if len(by_layer) > 1:
-            inner = [(layer, "none" if value is None else f"{value:.3f}") for layer, value in by_layer.items()]  # fmt: skip
-            parts.append(page_table(inner, ("layer", "best inner figure"), 1))
+            sign = -1 if final["by"] in LOWER_IS_BETTER else 1
+            inner = [(layer, "none" if value is None else f"{sign * value:.3f}") for layer, value in by_layer.items()]  # fmt: skip
+            parts.append(
+                page_table(inner, ("layer", f"inner folds: {METRIC_NAMES[final['by']]}"), 1)
+            )
             parts.append('<p class="note">Inner figures chose the layer and so are no estimate of what it will do.</p>')  # fmt: skip
     return "".join(parts)
 

@@ -10,7 +10,7 @@ from evo_toolkit.variants.report_figures import opening, short, ticks
 Points = Sequence[Sequence[float]]
 
 COLOURS = ("#1f5fa8", "#b3541e", "#2e8540", "#7b3fa0", "#a8871f", "#3f8f9e", "#a8325a", "#5a6575")
-_LEFT, _BOTTOM, _SIZE, _MARGIN = 56, 44, 300, 14
+_LEFT, _BOTTOM, _SIZE, _MARGIN = 56, 44, 244, 14
 _MOST_CURVES = len(COLOURS)
 
 
@@ -121,9 +121,9 @@ def intervals(rows: Sequence[tuple[str, Mapping[str, float | None]]], title: str
         return left + (value - low) / (high - low) * width
 
     base = row * len(kept) + 8
-    for value in ticks(low, high):
-        parts.append(f'<line x1="{x(value):.1f}" x2="{x(value):.1f}" y1="4" y2="{base}" stroke="#e6eaf0"/>')  # fmt: skip
-        parts.append(f'<text x="{x(value):.1f}" y="{base + 18}" text-anchor="middle">{value:g}</text>')  # fmt: skip
+    for tick in ticks(low, high):
+        parts.append(f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="4" y2="{base}" stroke="#e6eaf0"/>')  # fmt: skip
+        parts.append(f'<text x="{x(tick):.1f}" y="{base + 18}" text-anchor="middle">{tick:g}</text>')  # fmt: skip
     for index, (name, one) in enumerate(kept):
         y, colour = row * index + 22, COLOURS[0] if index == 0 else COLOURS[-1]
         value, lower, upper = one["value"], one["low"], one["high"]
