@@ -9,6 +9,7 @@ import click
 from evo_toolkit.cli import evaluate_tables as tables
 from evo_toolkit.cli.common import user_errors
 from evo_toolkit.cli.evaluate_benchmarks import add_benchmarks
+from evo_toolkit.cli.evaluate_layers import layers_command
 from evo_toolkit.cli.evaluate_run import (
     Run,
     refuse_settled,
@@ -40,6 +41,7 @@ def evaluate() -> None:
 
 
 evaluate.add_command(suffix_command)
+evaluate.add_command(layers_command)
 add_benchmarks(evaluate)
 
 

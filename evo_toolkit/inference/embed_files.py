@@ -175,15 +175,15 @@ def _write_parquet(path: Path, file: EmbeddingFile, groups: Groups) -> None:
                 columns["layer"] = [layer] * len(rows)
                 if every:
                     columns["position"] = np.concatenate([np.arange(n) for n in counts])
-                offsets = np.arange(len(rows) + 1, dtype=np.int32) * np.int32(rows.shape[1])
-                size = max(1, _ROW_GROUP_BYTES // (4 * max(1, rows.shape[1])))
                 # Offsets of a list are 32-bit: pieces stay far below that.
+                size = max(1, _ROW_GROUP_BYTES // (4 * max(1, rows.shape[1])))
+                offsets = np.arange(min(size, len(rows)) + 1, dtype=np.int32) * rows.shape[1]
                 for start in range(0, len(rows), size):
                     part = slice(start, start + size)
                     values = rows[part]
                     table = {name: column[part] for name, column in columns.items()}
                     table["embedding"] = pa.ListArray.from_arrays(
-                        offsets[: len(values) + 1], pa.array(values.reshape(-1))
+                        offsets[: len(values) + 1].astype(np.int32), pa.array(values.reshape(-1))
                     )
                     writer.write_table(pa.table(table, schema=schema), row_group_size=size)
 
