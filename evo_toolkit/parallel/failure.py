@@ -48,6 +48,11 @@ class Failure:
     def of(cls, rank: int, error: BaseException) -> Failure:
         if isinstance(error, KeyboardInterrupt):
             return cls(rank, "", 130)
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else 1
+            return cls(
+                rank, "it was told to end" if code == 143 else f"it ended with code {code}", code
+            )
         text = " ".join(str(error).split())
         if not isinstance(error, EvoError):
             text = f"{type(error).__name__}: {text}"
@@ -152,7 +157,8 @@ class RankWatch:
                 sys.stderr.write(failure.line())
             sys.stderr.flush()
             sys.stdout.flush()
-            self._say_farewell()
+            if failure != _ended(0):  # which held the store
+                self._say_farewell()
             # Not sys.exit: the main thread may be within a collective that never ends.
             os._exit(failure.code)
 

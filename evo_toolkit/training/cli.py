@@ -374,5 +374,7 @@ def _quieten() -> None:
         ".*there is no last checkpoint available.*",
         ".*`isinstance.treespec, LeafSpec.` is deprecated.*",
         ".*all_gather_into_tensor` is deprecated.*",
+        # Of mixers under FSDP2; blocks change nothing in place.
+        ".*returned a view tensor.*",
     ):
         warnings.filterwarnings("ignore", message=message)

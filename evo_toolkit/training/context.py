@@ -13,6 +13,12 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from evo_toolkit.errors import UsageError
 from evo_toolkit.parallel import ContextParallel, context_parallel
+from evo_toolkit.parallel.context import (
+    AttentionStrategy,
+    ExplicitStrategy,
+    ImplicitStrategy,
+    LongStrategy,
+)
 from evo_toolkit.training.loss import NextTokenObjective
 from evo_toolkit.training.strategy import ShardedStrategy
 
@@ -29,11 +35,21 @@ class ContextParallelStrategy(ShardedStrategy):
     and the sum over all ranks is divided by the weight of the whole global batch.
     """
 
-    def __init__(self, context_parallel_size: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        context_parallel_size: int | None = None,
+        explicit: ExplicitStrategy = "halo",
+        implicit: ImplicitStrategy = "states",
+        long: LongStrategy = "all-to-all",
+        attention: AttentionStrategy = "auto",
+        **kwargs: Any,
+    ) -> None:
         """Choose how many ranks share a sequence.
 
         Args:
             context_parallel_size: Ranks of one sequence; by default all of the run.
+            explicit, implicit, long, attention: How layers of each kind continue over ranks, as of
+                `ContextParallel`.
             kwargs: As of `ShardedStrategy`, but for the sizes of its mesh.
         """
         for name in ("data_parallel_size", "tensor_parallel_size"):
@@ -47,6 +63,9 @@ class ContextParallelStrategy(ShardedStrategy):
             )
         super().__init__(**kwargs)
         self.context_parallel_size = context_parallel_size
+        self._ways: dict[str, Any] = {
+            "explicit": explicit, "implicit": implicit, "long": long, "attention": attention,
+        }  # fmt: skip
         self._objective: NextTokenObjective | None = None
         self._context: ContextParallel | None = None
         self._divided = ExitStack()
@@ -102,7 +121,7 @@ class ContextParallelStrategy(ShardedStrategy):
         if self._context is None or sum(self._context.lengths) != length:
             assert self._objective is not None
             self._divided.close()
-            self._context = ContextParallel.of_length(length, self.context_group)
+            self._context = ContextParallel.of_length(length, self.context_group, **self._ways)
             self._divided.enter_context(context_parallel(self._objective.model, self._context))
         return self._context
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -15,6 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from evo_toolkit.errors import CheckpointError
 from evo_toolkit.model.block import Block
+from evo_toolkit.parallel.failure import RankWatch
 from evo_toolkit.training.checkpointing import read_training_checkpoint
 from evo_toolkit.training.loss import NextTokenObjective
 
@@ -28,17 +33,50 @@ class ShardedStrategy(ModelParallelStrategy):
     not, can resume from.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
-        """Take the arguments of ModelParallelStrategy; by default all ranks hold different data."""
+    def __init__(self, failure_timeout: float = 120.0, **kwargs: Any) -> None:
+        """Take the arguments of ModelParallelStrategy; by default all ranks hold different data.
+
+        Args:
+            failure_timeout: Seconds without a sign of life after which a rank counts as ended, which
+                ends the others; 0 watches over none. A failure with a message ends them at once.
+        """
         kwargs.setdefault("tensor_parallel_size", 1)
         kwargs.setdefault("save_distributed_checkpoint", False)
         self._all_ranks = "data_parallel_size" not in kwargs
         super().__init__(**kwargs)
+        self.failure_timeout = failure_timeout
+        self._rank_watch: RankWatch | None = None
 
     def setup_environment(self) -> None:
         if self._all_ranks:
             self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def _setup_distributed(self) -> None:
+        super()._setup_distributed()
+        if self.failure_timeout and self.world_size > 1:
+            assert self.cluster_environment is not None
+            self._rank_watch = RankWatch(
+                self.cluster_environment.main_address, timeout=self.failure_timeout
+            )
+            _retire_lightnings_observer()
+
+    def setup(self, trainer: Trainer) -> None:
+        super().setup(trainer)
+        if self._rank_watch is not None:
+            trainer._signal_connector._sigterm_notifier_fn = functools.partial(
+                _note_the_signal, trainer
+            )
+
+    def on_exception(self, exception: BaseException) -> None:
+        if self._rank_watch is not None:
+            self._rank_watch.failed(exception)
+
+    def teardown(self) -> None:
+        super().teardown()
+        if self._rank_watch is not None:
+            self._rank_watch.stop()
+            self._rank_watch = None
 
     def shard_model(self, objective: NextTokenObjective) -> None:
         """Divide the parameters of a built model; called once, by the module."""
@@ -107,6 +145,25 @@ class ShardedStrategy(ModelParallelStrategy):
                 for index, values in given["state"].items()
             }
             optimizer.load_state_dict({**given, "state": state})
+
+
+def _retire_lightnings_observer() -> None:
+    """Lightning kills the process that started the others when one of those fails, without a word."""
+    for thread in threading.enumerate():
+        if thread.name == "child-process-observer":
+            thread._run = lambda: True  # type: ignore[attr-defined]
+
+
+def _note_the_signal(trainer: Trainer, signum: int, frame: FrameType | None) -> None:
+    """End after the batch at hand.
+
+    Lightning's own handler exchanges messages in the midst of whatever the rank is doing, and waits
+    for ever where the others got no signal.
+    """
+    connector, launcher = trainer._signal_connector, trainer.strategy.launcher
+    if not connector.received_sigterm and launcher is not None:
+        launcher.kill(signum)
+    connector.received_sigterm = True
 
 
 def _divided_like(example: Tensor, whole: Tensor) -> Tensor:
