@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from evo_data.bed import read_bed
 from evo_data.corpus import Corpus
 from evo_data.errors import EvoDataError
-from evo_data.files import read_text
 from evo_data.permutation import permute
 
 PARTS = ("train", "val", "test")
@@ -246,7 +246,7 @@ def split_by_bed(
         margin: Bases on either side of an interval that are used for nothing.
 
     Raises:
-        SplitError: if a line cannot be read, names no record or reaches outside of one, or an
+        EvoDataError: if a line cannot be read, names no record or reaches outside of one, or an
             interval is in both files.
     """
     if margin < 0:
@@ -352,23 +352,14 @@ def _read_bed(path: Path, corpus: Corpus) -> list[Segment]:
         by_name[record.name].append(at)
         by_name[f"{corpus.genomes[record.genome].name}/{record.name}"].append(at)
     segments = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if not line.strip() or line.startswith(("#", "track", "browser")):
-            continue
-        columns = line.split("\t") if "\t" in line else line.split()
-        where = f"{path}, line {number}"
-        try:
-            name, start, stop = columns[0], int(columns[1]), int(columns[2])
-        except (IndexError, ValueError):
-            raise SplitError(
-                f"{where}: not a BED line; three columns are needed: record, start, end"
-            ) from None
+    for line in read_bed(path):
+        where, name, start, stop = line.place, line.contig, line.start, line.end
         found = by_name.get(name, [])
         if len(found) != 1:
             how_many = "no record is" if not found else f"{len(found)} records are"
             raise SplitError(f"{where}: {how_many} called {name}; write genome/record")
         length = corpus.records[found[0]].length
-        if not 0 <= start < stop <= length:
+        if not start < stop <= length:
             raise SplitError(
                 f"{where}: [{start}, {stop}) is not within {name} of {length} bases (0-based, "
                 "end not included)"

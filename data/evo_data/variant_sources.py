@@ -22,6 +22,7 @@ from typing import Any
 import pysam
 import pysam.bcftools
 
+from evo_data.bed import NO_DATA, read_bed
 from evo_data.builds import chromosome
 from evo_data.contigs import ContigAliases
 from evo_data.errors import EvoDataError
@@ -213,22 +214,29 @@ def read_regions(path: Path | str) -> list[Interval]:
     if re.search(r"\.(vcf|bcf)(\.b?gz)?$", name):
         with VariantReader(path) as reader:
             return [Interval(record.contig, *_extent(record)) for record in reader]
-    is_bed = re.search(r"\.bed(\.b?gz)?$", name) is not None
-    regions = []
-    for number, line in enumerate(text_lines(Path(path)), start=1):
-        columns = line.split("\t") if "\t" in line else line.split()
-        if not columns or line.startswith(("#", "track", "browser")):
-            continue
-        try:
-            first = int(columns[1])
-            last = int(columns[2]) if len(columns) > 2 or is_bed else first
-            regions.append(Interval(columns[0], first if is_bed else first - 1, last))
-        except (IndexError, ValueError) as error:
-            kind = "contig, start, end (0-based)" if is_bed else "contig, first, last (1-based)"
-            raise EvoDataError(f"{path}:{number}: not a region; a line has {kind}") from error
+    if re.search(r"\.bed(\.b?gz)?$", name):
+        regions = [Interval(line.contig, line.start, line.end) for line in read_bed(path)]
+    else:
+        regions = list(_listed_regions(Path(path)))
     if not regions:
         raise EvoDataError(f"{path}: holds no region")
     return regions
+
+
+def _listed_regions(path: Path) -> Iterator[Interval]:
+    """Regions of a text file: contig, first and last, 1-based and inclusive."""
+    for number, line in enumerate(text_lines(path), start=1):
+        columns = line.split("\t") if "\t" in line else line.split()
+        if not columns or line.startswith(NO_DATA):
+            continue
+        try:
+            first = int(columns[1])
+            last = int(columns[2]) if len(columns) > 2 else first
+            yield Interval(columns[0], first - 1, last)
+        except (IndexError, ValueError) as error:
+            raise EvoDataError(
+                f"{path}: line {number}: not a region; a line has contig, first, last (1-based)"
+            ) from error
 
 
 def open_source(

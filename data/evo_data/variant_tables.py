@@ -6,6 +6,7 @@ import csv
 import gzip
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -230,5 +231,5 @@ def text_lines(path: Path) -> Iterator[str]:
         with opener(path, "rt", encoding="utf-8-sig", newline=None) as lines:
             for line in lines:
                 yield line.rstrip("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise EvoDataError(f"{path}: cannot be read as text: {error}") from error

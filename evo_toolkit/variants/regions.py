@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from evo_data.bed import read_bed
 from evo_data.contigs import ContigAliases
 from evo_data.errors import EvoDataError
 from evo_data.interval import Interval
@@ -24,12 +25,13 @@ def read_regions(
 
     Raises:
         UsageError: for a region that is not understood, or lies outside of its contig.
-        EvoError: for a BED file of which that is true, naming the line, or when no base is left.
+        EvoError, EvoDataError: for a BED file of which that is true, naming the line, or when no
+            base is left.
     """
     contigs = ContigAliases(lengths)
     found = [_from_text(text, contigs, lengths) for text in texts]
     if bed is not None:
-        found.extend(_from_bed(Path(bed), contigs, lengths))
+        found.extend(_from_bed(bed, contigs, lengths))
     elif not texts:
         found = [Interval(name, 0, length) for name, length in lengths.items()]
     regions = merged(found, lengths)
@@ -72,27 +74,21 @@ def _from_text(text: str, contigs: ContigAliases, lengths: Mapping[str, int]) ->
     return Interval(name, region.start, region.end)
 
 
-def _from_bed(path: Path, contigs: ContigAliases, lengths: Mapping[str, int]) -> list[Interval]:
+def _from_bed(
+    path: Path | str, contigs: ContigAliases, lengths: Mapping[str, int]
+) -> list[Interval]:
     found = []
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip() or line.startswith(("#", "track", "browser")):
-                continue
-            where = f"{path}: line {number}"
-            fields = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
-            if len(fields) < 3 or not (fields[1].strip().isdigit() and fields[2].strip().isdigit()):
-                raise EvoError(f"{where} is no BED line; contig, start and end are needed")
-            contig, start, end = fields[0].strip(), int(fields[1]), int(fields[2])
-            if contig not in contigs:
-                raise EvoError(
-                    f"{where}: the genome has no contig {contig!r}; it has {_listed(lengths)}"
-                )
-            name = contigs[contig]
-            if not start <= end <= lengths[name]:
-                raise EvoError(
-                    f"{where}: [{start}, {end}) is not within {name}, {lengths[name]:,} bases (0-based, half-open)"
-                )
-            found.append(Interval(name, start, end))
+    for line in read_bed(path):
+        if line.contig not in contigs:
+            raise EvoError(
+                f"{line.place}: the genome has no contig {line.contig!r}; it has {_listed(lengths)}"
+            )
+        name = contigs[line.contig]
+        if line.end > lengths[name]:
+            raise EvoError(
+                f"{line.place}: [{line.start}, {line.end}) is not within {name}, {lengths[name]:,} bases (0-based, half-open)"
+            )
+        found.append(Interval(name, line.start, line.end))
     return found
 
 

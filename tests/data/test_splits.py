@@ -107,8 +107,8 @@ def test_by_bed(corpus: Corpus, tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "no interval"),
-        ("g0r0\t10\n", "line 1: not a BED line"),
-        ("g0r0\tx\t10\n", "line 1: not a BED line"),
+        ("g0r0\t10\n", "line 1 is no BED line"),
+        ("g0r0\tx\t10\n", "line 1 is no BED line"),
         ("\nchrM\t1\t2\n", "line 2: no record is called chrM"),
         ("g0r0\t10\t301\n", r"\[10, 301\) is not within g0r0 of 300 bases"),
         ("g0r0\t10\t10\n", r"\[10, 10\)"),
@@ -117,7 +117,7 @@ def test_by_bed(corpus: Corpus, tmp_path: Path) -> None:
 def test_bad_bed(corpus: Corpus, tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x.bed"
     path.write_text(text)
-    with pytest.raises(SplitError, match=message):
+    with pytest.raises(EvoDataError, match=message):
         split_by_bed(corpus, val=path)
 
 

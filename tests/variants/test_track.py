@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evo_data.alphabet import BASES, reverse_complement
+from evo_data.errors import EvoDataError
 from evo_data.fasta import Fasta
 from evo_data.interval import Interval
 from evo_toolkit.cli.main import cli
@@ -233,7 +234,7 @@ def test_regions(tmp_path: Path) -> None:
             read_regions([text], None, lengths)
     for line, message in [("chr1\t0\t51", "not within"), ("chr1\tx\t5", "no BED"), ("q\t1\t2", "no contig")]:  # fmt: skip
         bed.write_text(f"chr1\t0\t1\n{line}\n")
-        with pytest.raises(EvoError, match=f"line 2.*{message}"):
+        with pytest.raises((EvoError, EvoDataError), match=f"line 2.*{message}"):
             read_regions((), bed, lengths)
 
 
