@@ -2,7 +2,8 @@
 
 The operators are named by their process group, so that torch.compile takes them as they are and
 activation checkpointing repeats them. All ranks of a group call them in the same order, also in the
-backward pass: nothing here depends on whether a rank has anything to say.
+backward pass, whether a rank has anything to say or not. An operator's result is never empty, since a
+compiler leaves out what nobody reads, and others wait for it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def _count(x: Tensor, numbers: int) -> None:
         traffic.bytes += numbers * x.element_size()
 
 
-def _group(name: str) -> dist.ProcessGroup:
+def group_of(name: str) -> dist.ProcessGroup:
+    """The process group of a name."""
     # The only way from a name, which an operator can take, to a group; torch's own operators use it.
     resolve: Any = dist.distributed_c10d.__dict__["_resolve_process_group"]
     group: dist.ProcessGroup = resolve(name)
@@ -52,7 +54,7 @@ def _group(name: str) -> dist.ProcessGroup:
 
 @torch.library.custom_op("evo_toolkit::exchange", mutates_args=())
 def _exchange(x: Tensor, sent: list[int], received: list[int], group: str) -> Tensor:
-    peers = _group(group)
+    peers = group_of(group)
     _count(x, sum(sent) - sent[dist.get_rank(peers)])
     out = x.new_empty(sum(received))
     dist.all_to_all_single(out, x.contiguous(), received, sent, group=peers)
@@ -88,17 +90,76 @@ def exchange(x: Tensor, sent: list[int], received: list[int], group: dist.Proces
     return out
 
 
-def _begin(x: Tensor, sent: list[int], received: list[int], group: str) -> Tensor:
+def pack(x: Tensor, spans: list[int]) -> Tensor:
+    """Positions `spans[2r]` to `spans[2r + 1]` of `[B, L, C]` for every rank r, one after the other, flat."""
+    ends = zip(spans[::2], spans[1::2], strict=True)
+    return torch.cat([x[:, a:b].flatten() for a, b in ends])
+
+
+def counts_of(x: Tensor, spans: list[int]) -> list[int]:
+    """How many numbers of `[B, L, C]` each span is."""
+    ends = zip(spans[::2], spans[1::2], strict=True)
+    return [x.shape[0] * (b - a) * x.shape[2] for a, b in ends]
+
+
+@torch.library.custom_op("evo_toolkit::place", mutates_args=())
+def _place(x: Tensor, going: list[int], coming: list[int], size: int, group: str) -> Tensor:
+    B, _, C = x.shape
+    received = counts_of(x, coming)
+    flat = _exchange(pack(x, going), counts_of(x, going), received, group)
+    out = x.new_zeros((B, size, C))
+    for a, part in zip(coming[::2], flat.split(received), strict=True):
+        part = part.view(B, -1, C)
+        out[:, a : a + part.shape[1]] += part
+    return out
+
+
+@_place.register_fake
+def _(x: Tensor, going: list[int], coming: list[int], size: int, group: str) -> Tensor:
+    return x.new_empty((x.shape[0], size, x.shape[2]))
+
+
+def _remember_place(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, ctx.going, ctx.coming, _, ctx.group = inputs
+    ctx.positions = x.shape[1]
+
+
+def _place_back(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    return _place(grad, ctx.coming, ctx.going, ctx.positions, ctx.group), None, None, None, None
+
+
+_place.register_autograd(_place_back, setup_context=_remember_place)
+
+
+def place(
+    x: Tensor, going: list[int], coming: list[int], size: int, group: dist.ProcessGroup
+) -> Tensor:
+    """Send positions to other ranks, and put those that arrive where they belong, among zeros.
+
+    Args:
+        x: `[B, L, C]`; positions `going[2r]` to `going[2r + 1]` go to rank r.
+        coming: Positions `coming[2r]` to `coming[2r + 1]` of the result come from rank r.
+
+    Returns:
+        `[B, size, C]`.
+    """
+    out: Tensor = _place(x, going, coming, size, group.group_name)
+    return out
+
+
+def start(x: Tensor, sent: list[int], received: list[int], group: str) -> Tensor:
+    """Start an all-to-all, without a gradient; the result is not to be read before `wait`."""
     if not torch.compiler.is_compiling():
-        _count(x, sum(sent) - sent[dist.get_rank(_group(group))])
-    # Torch's operator keeps its input alive, and its output is not to be read before `_finish`.
+        _count(x, sum(sent) - sent[dist.get_rank(group_of(group))])
+    # Torch's operator keeps its input alive.
     out: Tensor = torch.ops._c10d_functional.all_to_all_single(
         x.contiguous(), received, sent, group
     )
     return out
 
 
-def _finish(x: Tensor) -> Tensor:
+def wait(x: Tensor) -> Tensor:
+    """Wait for what `start` returned, without a gradient."""
     out: Tensor = torch.ops._c10d_functional.wait_tensor(x)
     return out
 
@@ -113,13 +174,13 @@ class _Begin(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, sent: list[int], received: list[int], group: str
     ) -> tuple[Tensor, Tensor]:
-        arriving = _begin(x, sent, received, group)
+        arriving = start(x, sent, received, group)
         ctx.mark_non_differentiable(arriving)
         return arriving, x.new_empty(1).expand(x.shape)
 
     @staticmethod
     def backward(ctx: Any, _: Tensor, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _finish(grad), None, None, None
+        return wait(grad), None, None, None
 
 
 class _Finish(torch.autograd.Function):
@@ -130,11 +191,11 @@ class _Finish(torch.autograd.Function):
         ctx: Any, arriving: Tensor, ticket: Tensor, sent: list[int], received: list[int], group: str
     ) -> Tensor:
         ctx.arguments = received, sent, group
-        return _finish(arriving)
+        return wait(arriving)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None, None]:
-        return None, _begin(grad, *ctx.arguments), None, None, None
+        return None, start(grad, *ctx.arguments), None, None, None
 
 
 def begin_exchange(
@@ -159,7 +220,7 @@ def begin_exchange(
 def _gather(x: Tensor, size: int, group: str) -> Tensor:
     _count(x, (size - 1) * x.numel())
     out = x.new_empty(size * x.numel())
-    dist.all_gather_into_tensor(out, x.flatten(), group=_group(group))
+    dist.all_gather_into_tensor(out, x.flatten(), group=group_of(group))
     return out.view(size, *x.shape)
 
 

@@ -16,7 +16,6 @@ import math
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from evo_kernels import short_conv
@@ -47,12 +46,10 @@ def convolution_by_fft(
     features, _ = short_conv(qkv, featurizer, tail, backend=mixer.policy.backend)
     q, k, v = features.to(acc).chunk(3, dim=-1)
     m = -(-sum(lengths) // size)
-    z = k * v
-    level = tuple(max(0, min(m, sum(lengths) - m * rank)) for rank in range(size))
-    z = recut(z, lengths, level, group)
-    z = F.pad(z, (0, 0, 0, m - z.shape[1]))
+    level = (m,) * size
+    z = recut(k * v, lengths, level, group)
     y = _convolve(z, mixer.response(m * size).to(acc).t(), group)
-    y = recut(y[:, : level[dist.get_rank(group)]], level, lengths, group)
+    y = recut(y, level, lengths, group)
     return (q * y).to(qkv.dtype)
 
 
@@ -60,8 +57,9 @@ def _turn(x: Tensor, first: int, turns_per_position: float) -> Tensor:
     """`x[..., n, :] * exp(2 pi i turns_per_position (first + n))` along the positions."""
     n = torch.arange(first, first + x.shape[-2], device=x.device, dtype=torch.float64)
     angle = 2 * math.pi * torch.remainder(n * turns_per_position, 1.0)
-    dtype = x.dtype if x.is_complex() else x.dtype.to_complex()
-    return x * torch.polar(torch.ones_like(angle), angle).to(dtype)[:, None]
+    wide = x.dtype in (torch.float64, torch.complex128)
+    turned = torch.polar(torch.ones_like(angle), angle)
+    return x * turned.to(torch.complex128 if wide else torch.complex64)[:, None]
 
 
 def _convolve(z: Tensor, h: Tensor, group: dist.ProcessGroup) -> Tensor:

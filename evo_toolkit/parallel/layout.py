@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from evo_toolkit.parallel.communication import begin_exchange, exchange
+from evo_toolkit.parallel.communication import begin_exchange, counts_of, exchange, pack, place
 
 Lengths = tuple[int, ...]
 
@@ -37,6 +37,7 @@ def _move(
     x: Tensor,
     lengths: Lengths,
     wanted: list[tuple[int, int]],
+    size: int,
     group: dist.ProcessGroup,
     overlap: bool,
 ) -> Callable[[], Tensor]:
@@ -44,28 +45,34 @@ def _move(
 
     Args:
         x: `[B, L, C]`, this rank's part.
-        wanted: First and last position (exclusive) for each rank, inside the sequence.
+        wanted: First and last position (exclusive) for each rank; before the sequence's start and
+            behind its end there are zeros.
+        size: How many positions this rank wants.
 
     Returns:
-        What waits and gives `[B, n, C]`, this rank's n wanted positions.
+        What waits and gives `[B, size, C]`.
     """
     rank = dist.get_rank(group)
     held = [(a, a + n) for a, n in zip(starts_of(lengths), lengths, strict=True)]
 
-    def common(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
-        first = max(one[0], other[0])
-        return first, max(first, min(one[1], other[1]))
+    def common(one: tuple[int, int], other: tuple[int, int], origin: int) -> tuple[int, int]:
+        first, last = max(one[0], other[0]), min(one[1], other[1])
+        return (first - origin, last - origin) if first < last else (0, 0)
 
-    B, _, C = x.shape
-    start = held[rank][0]
-    going = [common(held[rank], w) for w in wanted]
-    pieces = [x[:, a - start : b - start] if a < b else x[:, :0] for a, b in going]
-    coming = [common(h, wanted[rank]) for h in held]
-    sent, received = ([B * C * (b - a) for a, b in spans] for spans in (going, coming))
-    finish = _begin(torch.cat([p.flatten() for p in pieces]), sent, received, group, overlap)
+    going = [i for w in wanted for i in common(held[rank], w, held[rank][0])]
+    coming = [i for h in held for i in common(h, wanted[rank], wanted[rank][0])]
+    if not overlap:
+        placed = place(x, going, coming, size, group)
+        return lambda: placed
+    received = counts_of(x, coming)
+    finish = begin_exchange(pack(x, going), counts_of(x, going), received, group)
 
     def arrived() -> Tensor:
-        return torch.cat([p.view(B, -1, C) for p in finish().split(received)], 1)
+        B, _, C = x.shape
+        positions = torch.cat([part.view(B, -1, C) for part in finish().split(received)], 1)
+        firsts = [a for a, b in zip(coming[::2], coming[1::2], strict=True) if a < b]
+        before = firsts[0] if firsts else 0
+        return F.pad(positions, (0, 0, before, size - before - positions.shape[1]))
 
     return arrived
 
@@ -83,14 +90,8 @@ def begin_halo(
     Returns:
         What waits and gives `[B, reach, C]`.
     """
-    wanted = [(max(0, start - reach), start) for start in starts_of(lengths)]
-    arrived = _move(x, lengths, wanted, group, overlap)
-
-    def halo() -> Tensor:
-        positions = arrived()
-        return F.pad(positions, (0, 0, reach - positions.shape[1], 0))
-
-    return halo
+    wanted = [(start - reach, start) for start in starts_of(lengths)]
+    return _move(x, lengths, wanted, reach, group, overlap)
 
 
 def halo(x: Tensor, reach: int, lengths: Lengths, group: dist.ProcessGroup) -> Tensor:
@@ -99,11 +100,14 @@ def halo(x: Tensor, reach: int, lengths: Lengths, group: dist.ProcessGroup) -> T
 
 
 def recut(x: Tensor, lengths: Lengths, new: Lengths, group: dist.ProcessGroup) -> Tensor:
-    """Cut the sequence otherwise: `[B, lengths[rank], C]` to `[B, new[rank], C]`."""
+    """Cut the sequence otherwise: `[B, lengths[rank], C]` to `[B, new[rank], C]`.
+
+    Either cut may be longer than the other; there are zeros behind the end.
+    """
     if lengths == new:
         return x
     wanted = [(a, a + n) for a, n in zip(starts_of(new), new, strict=True)]
-    return _move(x, lengths, wanted, group, False)()
+    return _move(x, lengths, wanted, new[dist.get_rank(group)], group, False)()
 
 
 def begin_to_heads(

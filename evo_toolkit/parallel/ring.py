@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from evo_toolkit.model.attention import Attention
-from evo_toolkit.parallel.communication import begin_exchange
+from evo_toolkit.parallel.communication import group_of, start, wait
 from evo_toolkit.parallel.layout import Lengths
 
 _aten = torch.ops.aten
@@ -33,63 +33,84 @@ def attention_by_ring(
     """
     starts = sum(lengths[: dist.get_rank(group)])
     q, k, v = (x.transpose(1, 2).contiguous() for x in mixer.heads(qkv, starts))
-    y: Tensor = _Ring.apply(q, k, v, lengths, group)
-    return y.transpose(1, 2).flatten(2)
+    y, _ = _ring(q, k, v, list(lengths), group.group_name)
+    out: Tensor = y.transpose(1, 2).flatten(2)
+    return out
 
 
-class _Ring(torch.autograd.Function):
-    """Blocks of attention, joined by the logarithms of their normalisers."""
+@torch.library.custom_op("evo_toolkit::ring_attention", mutates_args=())
+def _ring(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], group: str) -> tuple[Tensor, Tensor]:
+    """Blocks of attention, joined by the logarithms of their normalisers, which are returned too."""
+    peers = group_of(group)
+    held = torch.stack([k, v])
+    total = normaliser = None
+    for step in range(len(lengths)):
+        arriving = _pass_on(held, step, lengths, peers)
+        if step <= dist.get_rank(peers):
+            y, lse = _attend(q, held[0], held[1], causal=step == 0)
+            if total is None or normaliser is None:
+                total, normaliser = y.to(lse.dtype), lse
+            else:
+                both = torch.logaddexp(normaliser, lse)
+                total = total * torch.exp(normaliser - both)[..., None]
+                total += torch.exp(lse - both)[..., None] * y
+                normaliser = both
+        held = arriving()
+    assert total is not None and normaliser is not None
+    return total.to(q.dtype, copy=True).contiguous(), normaliser.contiguous()
 
-    @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, group: dist.ProcessGroup
-    ) -> Tensor:
-        held = torch.stack([k, v])
-        total = normaliser = None
-        for step in range(len(lengths)):
-            arriving = _pass_on(held, step, lengths, group)
-            if step <= dist.get_rank(group):
-                y, lse = _attend(q, held[0], held[1], causal=step == 0)
-                if total is None or normaliser is None:
-                    total, normaliser = y.to(lse.dtype), lse
-                else:
-                    both = torch.logaddexp(normaliser, lse)
-                    total *= torch.exp(normaliser - both)[..., None]
-                    total += torch.exp(lse - both)[..., None] * y
-                    normaliser = both
-            held = arriving()
-        assert total is not None
-        out = total.to(q.dtype)
-        ctx.save_for_backward(q, k, v, out, normaliser)
-        ctx.lengths, ctx.group = lengths, group
-        return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
-        lengths, group = ctx.lengths, ctx.group
-        held = torch.stack([k, v])
-        dq = torch.zeros_like(q, dtype=lse.dtype)
-        d_own = torch.zeros_like(held, dtype=lse.dtype)
-        returning: Callable[[], Tensor] | None = None
-        for step in range(len(lengths)):
-            arriving = _pass_on(held, step, lengths, group)
-            d_held = torch.zeros_like(held)
-            if step <= dist.get_rank(group):
-                d_q, d_k, d_v = _attend_back(
-                    dy.contiguous(), q, held[0], held[1], out, lse, causal=step == 0
-                )
-                dq += d_q
-                d_held = torch.stack([d_k, d_v])
-            if returning is not None:
-                d_own += _or_zero(returning(), d_own)
-            # The gradient of a part goes straight to the rank whose part it is.
-            returning = _send_home(d_held, step, lengths, group)
-            held = arriving()
-        assert returning is not None
-        d_own += _or_zero(returning(), d_own)
-        return dq.to(q.dtype), *d_own.to(k.dtype), None, None
+@_ring.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], group: str) -> tuple[Tensor, Tensor]:
+    acc = torch.promote_types(q.dtype, torch.float32)
+    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=acc)
+
+
+@torch.library.custom_op("evo_toolkit::ring_attention_backward", mutates_args=())
+def _ring_back(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, lengths: list[int], group: str
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    peers = group_of(group)
+    held = torch.stack([k, v])
+    dq = torch.zeros_like(q, dtype=lse.dtype)
+    d_own = torch.zeros_like(held, dtype=lse.dtype)
+    returning: Callable[[], Tensor] | None = None
+    for step in range(len(lengths)):
+        arriving = _pass_on(held, step, lengths, peers)
+        d_held = torch.zeros_like(held)
+        if step <= dist.get_rank(peers):
+            d_q, d_k, d_v = _attend_back(dy, q, held[0], held[1], out, lse, causal=step == 0)
+            dq += d_q
+            d_held = torch.stack([d_k, d_v])
+        if returning is not None:
+            d_own += _or_zero(returning(), d_own)
+        # The gradient of a part goes straight to the rank whose part it is.
+        returning = _send_home(d_held, step, lengths, peers)
+        held = arriving()
+    assert returning is not None
+    d_own += _or_zero(returning(), d_own)
+    return dq.to(q.dtype), d_own[0].to(k.dtype, copy=True), d_own[1].to(v.dtype, copy=True)
+
+
+@_ring_back.register_fake
+def _(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, lengths: list[int], group: str
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, ctx.lengths, ctx.group = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, k, v, *output)
+
+
+@once_differentiable
+def _gradients(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return *_ring_back(dy.contiguous(), *ctx.saved_tensors, ctx.lengths, ctx.group), None, None
+
+
+_ring.register_autograd(_gradients, setup_context=_remember)
 
 
 def _or_zero(x: Tensor, like: Tensor) -> Tensor | int:
@@ -103,11 +124,12 @@ def _exchanged(
     size = dist.get_world_size(group)
     out = [sent if r == to else 0 for r in range(size)]
     into = [received if r == source else 0 for r in range(size)]
-    return begin_exchange(x.flatten()[: sum(out)], out, into, group)
+    arriving = start(x.flatten()[: sum(out)], out, into, group.group_name)
+    return lambda: wait(arriving)
 
 
 def _pass_on(
-    held: Tensor, step: int, lengths: Lengths, group: dist.ProcessGroup
+    held: Tensor, step: int, lengths: list[int], group: dist.ProcessGroup
 ) -> Callable[[], Tensor]:
     """Send the held keys and values, of rank `rank - step`, to the right; what waits gives the next."""
     rank, size = dist.get_rank(group), len(lengths)
@@ -123,7 +145,7 @@ def _pass_on(
 
 
 def _send_home(
-    d_held: Tensor, step: int, lengths: Lengths, group: dist.ProcessGroup
+    d_held: Tensor, step: int, lengths: list[int], group: dist.ProcessGroup
 ) -> Callable[[], Tensor]:
     """Send the gradient of rank `rank - step`'s keys and values there; what waits gives that of the own."""
     rank, size = dist.get_rank(group), len(lengths)
@@ -147,8 +169,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> tuple[Tensor, T
         y, lse, *_ = _aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)
         return y, lse
     outputs, normalisers = [], []
-    for start, block in _blocks(q):
-        scores = _scores(block, k, start, causal)
+    for first, block in _blocks(q):
+        scores = _scores(block, k, first, causal)
         normalisers.append(scores.logsumexp(-1))
         outputs.append(torch.exp(scores - normalisers[-1][..., None]) @ v)
     return torch.cat(outputs, 2), torch.cat(normalisers, 2)
@@ -186,9 +208,9 @@ def _attend_back(
         return found[0], found[1], found[2]
     scale = q.shape[3] ** -0.5
     dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-    for start, block in _blocks(q):
-        here = slice(start, start + block.shape[2])
-        weights = torch.exp(_scores(block, k, start, causal) - lse[:, :, here, None])
+    for first, block in _blocks(q):
+        here = slice(first, first + block.shape[2])
+        weights = torch.exp(_scores(block, k, first, causal) - lse[:, :, here, None])
         dv += weights.transpose(2, 3) @ dy[:, :, here]
         delta = (dy[:, :, here] * out[:, :, here]).sum(-1, keepdim=True)
         d_scores = weights * (dy[:, :, here] @ v.transpose(2, 3) - delta) * scale
@@ -201,10 +223,10 @@ def _blocks(q: Tensor) -> list[tuple[int, Tensor]]:
     return [(i * _QUERY_BLOCK, block) for i, block in enumerate(q.split(_QUERY_BLOCK, 2))]
 
 
-def _scores(q: Tensor, k: Tensor, start: int, causal: bool) -> Tensor:
+def _scores(q: Tensor, k: Tensor, first: int, causal: bool) -> Tensor:
     scores = q @ k.transpose(2, 3) * q.shape[3] ** -0.5
     if causal:
-        rows = torch.arange(start, start + q.shape[2], device=q.device)
+        rows = torch.arange(first, first + q.shape[2], device=q.device)
         hidden = torch.arange(k.shape[2], device=q.device)[None, :] > rows[:, None]
         scores = scores.masked_fill(hidden, float("-inf"))
     return scores

@@ -1,4 +1,4 @@
-"""What every rank of the tests of context parallelism runs: `python ranks.py RANK SIZE STORE OUT`.
+"""What every rank of the tests of context parallelism runs: `python ranks.py RANK SIZE STORE OUT MODE`.
 
 Rank 0 writes, as JSON, the largest difference of every case from the same computation in one process.
 """
@@ -21,6 +21,7 @@ from evo_toolkit.model.config import StripedHyena2Config
 from evo_toolkit.model.precision import PrecisionPolicy
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.parallel import ContextParallel, context_parallel
+from evo_toolkit.parallel.communication import counted
 from evo_toolkit.training.loss import NextTokenObjective
 
 # Three heads: two and four ranks have to fill up.
@@ -135,12 +136,8 @@ def refusal(pattern: str, lengths: tuple[int, ...], **options: Any) -> str:
     return ""
 
 
-def main() -> None:
-    rank, size = int(sys.argv[1]), int(sys.argv[2])
-    store = dist.FileStore(sys.argv[3], size)
-    dist.init_process_group(
-        "gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=60)
-    )
+def values(size: int) -> dict[str, Any]:
+    """Every kind of layer by every strategy, against one process; and what is refused."""
     even = (24,) * size
     uneven = tuple(17 + 5 * i for i in range(size))
     short_last = (*(30,) * (size - 1), 1)
@@ -169,6 +166,79 @@ def main() -> None:
         "L", even, shape={"long_butterfly": "free", "long_length": 256}
     )
     results["refused fft"] = refusal("D", even, strategies={"explicit": "fft"}) if size == 3 else ""
+    return results
+
+
+def operators(size: int) -> dict[str, Any]:
+    """What `opcheck` says of every operator: "" if nothing; and bytes sent."""
+    rank = dist.get_rank()
+    world = dist.group.WORLD
+    assert world is not None
+    generator = torch.Generator().manual_seed(rank)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    spans = [i for r in range(size) for i in (r, r + 2)]
+    name, each = world.group_name, [2 * size + 2] * size
+    q, k, v = (randn(2, 3, 7, 4) for _ in range(3))
+    calls: dict[str, tuple[Any, ...]] = {
+        "exchange": (randn(sum(each)), each, each, name),
+        "place": (randn(2, 2 * size, 3), spans, [i for r in range(size) for i in (2 * r, 2 * r + 2)], 2 * size, name),
+        "gather": (randn(3, 2), size, name),
+        "ring_attention": (q, k, v, [7] * size, name),
+    }  # fmt: skip
+    said = {}
+    for operator, arguments in calls.items():
+        overload = getattr(torch.ops.evo_toolkit, operator).default
+        found = torch.library.opcheck(overload, arguments, raise_exception=False)
+        said[operator] = "; ".join(f"{k}: {v}" for k, v in found.items() if v != "SUCCESS")
+    with counted() as traffic:
+        torch.ops.evo_toolkit.exchange(*(x for x in calls["exchange"]))
+    said["bytes"] = str(traffic.bytes == (size - 1) * each[0] * 8)
+    return said
+
+
+def compiled(size: int) -> dict[str, Any]:
+    """Blocks as whole graphs (`fullgraph=True`) against the same uncompiled: outputs and gradients."""
+    context_of = [(p, {}) for p in "SDH*34L"] + [(p, {f: n}) for p, f, n in STRATEGIES]
+    world = dist.group.WORLD
+    assert world is not None
+    torch._dynamo.config.recompile_limit = 100
+    results = {}
+    for pattern, strategies in context_of:
+        context = ContextParallel(world, tuple(17 + 5 * i for i in range(size)), **strategies)
+        model = build(pattern)
+        block = model.blocks[0]
+        found = []
+        for call in (
+            block,
+            torch.compile(block, fullgraph=True, backend="aot_eager", dynamic=False),
+        ):
+            model.zero_grad()
+            x = torch.randn(2, context.lengths[context.rank], 12, dtype=torch.float64)
+            x = torch.sin(torch.arange(x.numel(), dtype=torch.float64)).view_as(x).requires_grad_()
+            with context_parallel(model, context):
+                y, _ = call(x)
+                y.square().sum().backward()
+            assert x.grad is not None
+            found.append([y.detach(), x.grad, *gradients(model).values()])
+        torch._dynamo.reset()
+        name = f"{pattern} {' '.join(strategies.values())}".strip()
+        results[name] = max(difference(a, b) for a, b in zip(*found, strict=True))
+    return results
+
+
+MODES = {"values": values, "operators": operators, "compiled": compiled}
+
+
+def main() -> None:
+    rank, size = int(sys.argv[1]), int(sys.argv[2])
+    store = dist.FileStore(sys.argv[3], size)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=120)
+    )
+    results = MODES[sys.argv[5]](size)
     if rank == 0:
         Path(sys.argv[4]).write_text(json.dumps(results))
     dist.destroy_process_group()
