@@ -14,6 +14,7 @@ from evo_toolkit.cli.evaluate_run import (
     shared_options,
     train_option,
 )
+from evo_toolkit.cli.evaluate_tables import _text as figure_text
 from evo_toolkit.errors import UsageError
 
 
@@ -26,14 +27,15 @@ from evo_toolkit.errors import UsageError
 @train_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many examples, whole groups drawn.")  # fmt: skip
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True, metavar="N", help="Of the cross-validation.")  # fmt: skip
+@click.option("--untrained/--no-untrained", default=True, show_default=True, help="Measure the same network with random weights too.")  # fmt: skip
 @click.option("--resamples", type=click.IntRange(0), default=1000, show_default=True, metavar="N", help="Of the bootstrap.")  # fmt: skip
 @seed_option
 @shared_options
 @user_errors
 def layers_command(
     benchmark: str, files: tuple[str, ...], layers: tuple[str, ...], pools: tuple[str, ...],
-    strands: tuple[str, ...], train: tuple[str, ...], limit: int | None, folds: int, resamples: int,
-    seed: int, **shared: Any,
+    strands: tuple[str, ...], train: tuple[str, ...], limit: int | None, folds: int, untrained: bool,
+    resamples: int, seed: int, **shared: Any,
 ) -> None:  # fmt: skip
     """Measure what each layer of a model tells of a benchmark of labelled sequences.
 
@@ -75,7 +77,7 @@ def layers_command(
         layers=wanted,
         pools=[p for p in POOLS if p in (pools or ("mean",))],
         strands=[s for s in STRANDS if s in (strands or ("concat",))],
-        folds=folds, seed=seed, resamples=resamples, say=run.say,
+        folds=folds, seed=seed, with_untrained=untrained, resamples=resamples, say=run.say,
         progress=run.progress("networks", "tokens"),
     )  # fmt: skip
     result = {"task": benchmark, "model": figures.pop("model"), "data": dict(prepared.meta), "figures": figures}  # fmt: skip
@@ -84,10 +86,10 @@ def layers_command(
 
 def _table(figures: dict[str, Any]) -> list[list[str]]:
     """A row for each figure, in the order in which they were made."""
-    rows = [[f"{figures['metric']}, {figures['folds']} folds of whole groups", ""]]
+    title = f"{figures['metric']}, {figures['folds']} folds of whole groups"
+    rows = [[title, "", "ahead of the last layer by"]]
     for name, figure in figures["figures"].items():
-        low, high = figure["low"], figure["high"]
-        interval = "" if low is None or high is None else f" [{low:.3f}, {high:.3f}]"
-        rows.append([name, f"{figure['value']:.3f}{interval}"])
-    rows.append([f"{figures['num_examples']:,} examples in {figures['num_groups']:,} groups", ""])
-    return rows
+        ahead = figures["minus_last"].get(name)
+        rows.append([name, figure_text(figure), "" if ahead is None else figure_text(ahead)])
+    examples = f"{figures['num_examples']:,} examples in {figures['num_groups']:,} groups"
+    return [*rows, [examples, "", ""]]

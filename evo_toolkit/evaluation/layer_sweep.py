@@ -9,6 +9,7 @@ training folds (`evo-toolkit eval NAME --layers`, `evo-toolkit finetune`), and t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,14 +23,15 @@ from evo_toolkit.evaluation.supervised import (
     LinearGrid,
     Outcome,
     Predictor,
-    compare,
     cross_validate,
     fold_numbers,
+    measure,
+    metric_name,
 )
 from evo_toolkit.evaluation.tasks import model_identity
 from evo_toolkit.inference.embed import EmbeddingRunner
 from evo_toolkit.inference.readings import Pool, Strands, Values, readings_of
-from evo_toolkit.statistics import RESAMPLES
+from evo_toolkit.statistics import RESAMPLES, Floats, bootstrap
 
 if TYPE_CHECKING:
     from evo_toolkit.model.striped_hyena import StripedHyena2
@@ -38,6 +40,7 @@ POOLS: tuple[Pool, ...] = ("mean", "max", "last", "center")
 STRANDS: tuple[Strands, ...] = ("fwd", "rc", "both", "concat")
 
 Say = Callable[[str], None]
+_Metric = Callable[[Floats], float]
 
 
 def _quiet(_: Any) -> None:
@@ -71,6 +74,10 @@ def strands_of(features: NDArray[np.float32], strands: Strands) -> NDArray[np.fl
     return {"fwd": forward, "rc": backward, "concat": features}[strands]
 
 
+def _ahead(weights: Floats, one: _Metric, two: _Metric) -> float:
+    return one(weights) - two(weights)
+
+
 def sweep_layers(
     task: LabelledTask,
     model: StripedHyena2,
@@ -80,6 +87,7 @@ def sweep_layers(
     strands: Sequence[Strands] = ("concat",),
     folds: int = FOLDS,
     seed: int = 0,
+    with_untrained: bool = True,
     resamples: int = RESAMPLES,
     say: Say = _quiet,
     progress: Callable[[int], None] = _quiet,
@@ -94,26 +102,31 @@ def sweep_layers(
         strands: The same.
         folds: Of the cross-validation.
         seed: Of folds and the untrained weights.
+        with_untrained: Whether the network is measured with random weights too.
         resamples: Of the bootstrap over groups.
         say: Gets a line after each figure.
         progress: Called with the tokens read since the last call.
 
     Returns:
         JSON: `figures` by name (`LAYER POOL STRANDS`, `untrained ...`, `composition`, `kmers`), each with its
-        value and interval of 95 % over groups, and what they are of.
+        value and interval of 95 % over groups; `minus_last`, how far each is ahead of the last layer named
+        with the same pool and strands, groups resampled together; and what they are of.
     """
     outcome = Outcome(task.examples.kind, task.targets, task.groups)  # type: ignore[arg-type]
     fold = fold_numbers(outcome, folds, seed)
     sequences = task.examples.sequences
     figures: dict[str, Any] = {}
-    metric = ""
+    minus_last: dict[str, Any] = {}
 
-    def judge(predictors: Mapping[str, Predictor]) -> None:
-        nonlocal metric
+    def judge(predictors: Mapping[str, Predictor], last: Mapping[str, str] | None = None) -> None:
         scores = cross_validate(outcome, predictors, fold, say=say)
-        found = compare(outcome, scores, fold, resamples=resamples)
-        metric = found["metric"]
-        figures.update(found["figures"])
+        metrics = {name: measure(outcome, values, fold) for name, values in scores.items()}
+        for name, metric in metrics.items():
+            figures[name] = bootstrap(metric, outcome.groups, resamples=resamples).json()
+            other = (last or {}).get(name, name)
+            if other != name:
+                ahead = partial(_ahead, one=metric, two=metrics[other])
+                minus_last[name] = bootstrap(ahead, outcome.groups, resamples=resamples).json()
 
     judge(
         {
@@ -121,23 +134,32 @@ def sweep_layers(
             "kmers": LinearGrid({f"{k}-mers": kmer_features(sequences, k) for k in KMERS}, seed),
         }
     )
-    networks = [("", model, tuple(pools)), ("untrained ", untrained(model, seed), tuple(pools)[:1])]
-    for prefix, network, own in networks:
-        for pool in own:
+    networks = [("", model, tuple(pools), tuple(strands))]
+    if with_untrained:
+        networks.append(
+            ("untrained ", untrained(model, seed), tuple(pools)[:1], tuple(strands)[:1])
+        )
+    for prefix, network, own_pools, own_strands in networks:
+        for pool in own_pools:
             features = layer_features(network, sequences, layers, pool, progress)
-            sides = tuple(strands)[:1] if prefix else strands
+            names = {
+                f"{prefix}{layer} {pool} {side}": (layer, side)
+                for layer in features
+                for side in own_strands
+            }
             judge(
                 {
-                    f"{prefix}{layer} {pool} {side}": LinearGrid(
-                        {layer: strands_of(values, side)}, seed
-                    )
-                    for layer, values in features.items()
-                    for side in sides
-                }
+                    name: LinearGrid({layer: strands_of(features[layer], side)}, seed)
+                    for name, (layer, side) in names.items()
+                },
+                {
+                    name: f"{prefix}{list(features)[-1]} {pool} {side}"
+                    for name, (_, side) in names.items()
+                },
             )
     return {
         "model": model_identity(model),
-        "metric": metric,
+        "metric": metric_name(outcome.kind),
         "num_examples": len(task),
         "num_groups": int(np.unique(task.groups).size),
         "folds": folds,
@@ -145,4 +167,5 @@ def sweep_layers(
         "left_out": dict(task.left_out),
         "digest": task.examples.digest,
         "figures": figures,
+        "minus_last": minus_last,
     }

@@ -222,7 +222,13 @@ def bases_of(base: str) -> str:
 @pytest.mark.parametrize("suffix", ["npz", "parquet", "h5ad"])
 @pytest.mark.parametrize("pool", ["mean", "none"])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
-    genome: Path, embed_it, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, pool: str
+    genome: Path,
+    embed_it,
+    toy_model: StripedHyena2,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    pool: str,
 ) -> None:  # type: ignore[no-untyped-def]
     pytest.importorskip("h5py")
     bed, output = tmp_path / "r.bed", tmp_path / f"e.{suffix}"
@@ -233,6 +239,18 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     monkeypatch.setattr("evo_toolkit.inference.embed._USUAL", 3)
     monkeypatch.setattr("evo_toolkit.inference.embed.default_rows", lambda *_: 1)
     assert embed_it(*arguments).exit_code == 0
+    sequences = [bases(genome, "c1", 10 * i, 10 * i + 40) for i in range(12)]
+    if pool == "mean":
+        wanted = expected(toy_model, sequences)
+        np.testing.assert_array_equal(channels(READERS[suffix](output)), wanted)
+    else:
+        rows = embed(toy_model, sequences, LAYERS, pool="none")
+        if suffix == "npz":
+            with np.load(output) as data:
+                np.testing.assert_array_equal(data["norm/r11"], rows["norm"][11])
+        else:
+            wanted = np.concatenate([np.concatenate(rows[layer]) for layer in LAYERS], axis=1)
+            np.testing.assert_array_equal(channels(READERS[suffix](output)), wanted)
     whole = hashlib.sha256(output.read_bytes()).hexdigest()
     output.unlink()
     embedded, limit = [], 2

@@ -64,6 +64,15 @@ def test_the_command_measures_every_layer(
     assert figures["kmers"] > 0.8 and figures["composition"] < 0.7
     assert figures["embedding mean fwd"] < 0.7
     assert all(f["low"] <= f["value"] <= f["high"] for f in found["figures"].values())
+    # Of the last layer there is no difference from itself; the others' are of the same predictions.
+    assert set(found["minus_last"]) == {
+        "embedding mean fwd", "embedding mean concat", "untrained embedding mean fwd",
+    }  # fmt: skip
+    ahead = found["minus_last"]["embedding mean fwd"]
+    assert ahead["value"] == pytest.approx(
+        figures["embedding mean fwd"] - figures["blocks.1 mean fwd"], abs=2e-6
+    )
+    assert ahead["low"] <= ahead["value"] <= ahead["high"]
     assert "blocks.1 mean concat" in result.stdout and "AUROC" in result.stdout
 
 
