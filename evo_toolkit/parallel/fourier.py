@@ -42,7 +42,7 @@ def convolution_by_fft(
         )
     featurizer = mixer.filters()[0]
     acc = torch.promote_types(qkv.dtype, torch.float32)
-    tail = halo(qkv, featurizer.shape[1] - 1, lengths, group)
+    qkv, tail = halo(qkv, featurizer.shape[1] - 1, lengths, group)
     features, _ = short_conv(qkv, featurizer, tail, backend=mixer.policy.backend)
     q, k, v = features.to(acc).chunk(3, dim=-1)
     m = -(-sum(lengths) // size)

@@ -32,7 +32,7 @@ def convolution_by_halo(
     size = _halo_length(reach_of(mixer), lengths)
     if not size:
         return mixer.mix(qkv)[0]
-    before = halo(qkv, size, lengths, group)
+    qkv, before = halo(qkv, size, lengths, group)
     # What mixing the halo leaves behind is the state: no position before it counts any more.
     _, state = mixer.mix(before, return_state=True)
     return mixer.mix(qkv, state)[0]
@@ -50,8 +50,9 @@ def convolution_by_overlapped_halo(
     size = _halo_length(reach, lengths)
     if not size:
         return mixer.mix(qkv)[0]
-    arriving = begin_halo(qkv, size, lengths, group)
-    first, rest = qkv[:, :reach], qkv[:, reach:]
+    qkv, arriving = begin_halo(qkv, size, lengths, group)
+    cut = min(reach, qkv.shape[1])
+    first, rest = qkv.split([cut, qkv.shape[1] - cut], 1)
     later = []
     if rest.shape[1]:
         # The state after `reach` positions: nothing before them counts.

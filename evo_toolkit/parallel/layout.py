@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,8 +34,28 @@ def _begin(
     return lambda: out
 
 
+class _Tail(torch.autograd.Function):
+    """A part and its last n positions, whose gradient is added in place to that of the part.
+
+    A slice would give the part a second gradient of its whole size, nearly all of it zeros.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        ctx.n = n
+        return x.view_as(x), x[:, x.shape[1] - n :].clone()
+
+    @staticmethod
+    def backward(ctx: Any, dx: Tensor, d_tail: Tensor) -> tuple[Tensor, None]:
+        if 0 in dx.stride():  # expanded: its elements share memory
+            dx = dx.clone()
+        dx[:, dx.shape[1] - ctx.n :] += d_tail
+        return dx, None
+
+
 def _move(
     x: Tensor,
+    first: int,
     lengths: Lengths,
     wanted: list[tuple[int, int]],
     size: int,
@@ -44,7 +65,8 @@ def _move(
     """Give every rank the positions that it wants, from wherever they lie.
 
     Args:
-        x: `[B, L, C]`, this rank's part.
+        x: `[B, n, C]`, this rank's part, or its last positions where others want no more.
+        first: The position of the first one of `x`.
         wanted: First and last position (exclusive) for each rank; before the sequence's start and
             behind its end there are zeros.
         size: How many positions this rank wants.
@@ -56,10 +78,10 @@ def _move(
     held = [(a, a + n) for a, n in zip(starts_of(lengths), lengths, strict=True)]
 
     def common(one: tuple[int, int], other: tuple[int, int], origin: int) -> tuple[int, int]:
-        first, last = max(one[0], other[0]), min(one[1], other[1])
-        return (first - origin, last - origin) if first < last else (0, 0)
+        a, b = max(one[0], other[0]), min(one[1], other[1])
+        return (a - origin, b - origin) if a < b else (0, 0)
 
-    going = [i for w in wanted for i in common(held[rank], w, held[rank][0])]
+    going = [i for w in wanted for i in common(held[rank], w, first)]
     coming = [i for h in held for i in common(h, wanted[rank], wanted[rank][0])]
     if not overlap:
         placed = place(x, going, coming, size, group)
@@ -79,7 +101,7 @@ def _move(
 
 def begin_halo(
     x: Tensor, reach: int, lengths: Lengths, group: dist.ProcessGroup, *, overlap: bool = True
-) -> Callable[[], Tensor]:
+) -> tuple[Tensor, Callable[[], Tensor]]:
     """The last `reach` positions before this rank's part, zeros before the sequence's start.
 
     From the left neighbour alone, unless its part is shorter than the reach.
@@ -88,15 +110,22 @@ def begin_halo(
         x: `[B, L, C]`.
 
     Returns:
-        What waits and gives `[B, reach, C]`.
+        `x` as it is, to go on with, and what waits and gives `[B, reach, C]`.
     """
-    wanted = [(start - reach, start) for start in starts_of(lengths)]
-    return _move(x, lengths, wanted, reach, group, overlap)
+    starts = starts_of(lengths)
+    wanted = [(start - reach, start) for start in starts]
+    rank, n = dist.get_rank(group), min(reach, x.shape[1])
+    x, tail = _Tail.apply(x, n)
+    first = starts[rank] + x.shape[1] - n
+    return x, _move(tail, first, lengths, wanted, reach, group, overlap)
 
 
-def halo(x: Tensor, reach: int, lengths: Lengths, group: dist.ProcessGroup) -> Tensor:
+def halo(
+    x: Tensor, reach: int, lengths: Lengths, group: dist.ProcessGroup
+) -> tuple[Tensor, Tensor]:
     """`begin_halo`, waited for."""
-    return begin_halo(x, reach, lengths, group, overlap=False)()
+    x, arrived = begin_halo(x, reach, lengths, group, overlap=False)
+    return x, arrived()
 
 
 def recut(x: Tensor, lengths: Lengths, new: Lengths, group: dist.ProcessGroup) -> Tensor:
@@ -107,7 +136,8 @@ def recut(x: Tensor, lengths: Lengths, new: Lengths, group: dist.ProcessGroup) -
     if lengths == new:
         return x
     wanted = [(a, a + n) for a, n in zip(starts_of(new), new, strict=True)]
-    return _move(x, lengths, wanted, new[dist.get_rank(group)], group, False)()
+    rank = dist.get_rank(group)
+    return _move(x, starts_of(lengths)[rank], lengths, wanted, new[rank], group, False)()
 
 
 def begin_to_heads(

@@ -43,7 +43,7 @@ def li_by_states(mixer: HyenaLI, qkv: Tensor, lengths: Lengths, group: dist.Proc
     """
     featurizer, log_poles, residues, _ = mixer.filters()
     backend = mixer.policy.backend
-    tail = halo(qkv, featurizer.shape[1] - 1, lengths, group)
+    qkv, tail = halo(qkv, featurizer.shape[1] - 1, lengths, group)
     with torch.no_grad():
         zero = log_poles.new_zeros((qkv.shape[0], *log_poles.shape))
         end = hyena_li_end_state(qkv, featurizer, log_poles, LIState(tail, zero), backend=backend)
@@ -102,8 +102,8 @@ def diagonal_by_states(
     G, N, _ = modes.log_poles.shape
     if isinstance(mixer, H3):
         D, E = mixer.shift_D.shape[0], mixer.shift_D.shape[0] // G
-        keys = halo(x[..., D : 2 * D], mixer.shift_B.shape[1] - 1, lengths, group).to(acc)
-        zero: Any = H3State(keys, x.new_zeros((B, D, E, N, 2), dtype=acc))
+        _, keys = halo(x[..., D : 2 * D], mixer.shift_B.shape[1] - 1, lengths, group)
+        zero: Any = H3State(keys.to(acc), x.new_zeros((B, D, E, N, 2), dtype=acc))
     else:
         zero = DiagonalState(x.new_zeros((B, x.shape[2], N, 2), dtype=acc))
     _, end = mixer.mix(x, zero, return_state=True)
