@@ -6,12 +6,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evo_data.alphabet import reverse_complement
+from evo_data.bed import BedLine, read_bed
 from evo_data.contigs import ContigAliases
 from evo_data.errors import ContigError, EvoDataError
 from evo_data.fasta import Fasta
@@ -67,50 +68,56 @@ def read_features(path: Path | str, genome: Fasta) -> Iterator[Feature]:
     Raises:
         ExamplesError: for a line that is none, or lies outside of the genome, naming it.
     """
-    path = Path(path)
-    is_gff = _GFF_SUFFIX.search(path.name) is not None
     contigs = ContigAliases(genome.lengths)
-    for number, line in enumerate(text_lines(path), start=1):
-        place = f"{path}:{number}"
-        if is_gff and line.startswith(("##FASTA", ">")):
-            return
-        if not line.strip() or line.startswith(("#", "track", "browser")):
-            continue
-        columns = line.split("\t") if "\t" in line or is_gff else line.split()
-        try:
-            contig, start, end, strand, values = (_gff if is_gff else _bed)(columns)
-        except (IndexError, ValueError):
-            kind = "a line of GFF3 or GTF" if is_gff else "a BED line (contig, start, end: 0-based, half-open)"  # fmt: skip
-            raise ExamplesError(f"{place}: not {kind}") from None
-        if contig not in contigs:
-            raise ExamplesError(f"{place}: {genome.path} has no contig {contig!r}")
-        name = contigs[contig]
-        if not 0 <= start < end <= genome.lengths[name]:
+    is_gff = _GFF_SUFFIX.search(str(path)) is not None
+    for line in _gff_lines(Path(path)) if is_gff else map(_of_bed, read_bed(path)):
+        if line.contig not in contigs:
+            raise ExamplesError(f"{line.place}: {genome.path} has no contig {line.contig!r}")
+        name = contigs[line.contig]
+        if not 0 <= line.start < line.end <= genome.lengths[name]:
             raise ExamplesError(
-                f"{place}: [{start}, {end}) is no stretch of {name}, {genome.lengths[name]:,} bases (0-based, half-open)"
+                f"{line.place}: [{line.start}, {line.end}) is no stretch of {name}, {genome.lengths[name]:,} bases (0-based, half-open)"
             )
-        locus = Interval(name, start, end, "-" if strand == "-" else "+")
-        yield Feature(locus, values, place, strand in ("+", "-"))
+        locus = Interval(name, line.start, line.end, "-" if line.strand == "-" else "+")
+        yield Feature(locus, line.values, line.place, line.strand in ("+", "-"))
 
 
-_Parsed = tuple[str, int, int, str, dict[str, str]]
+class _Line(NamedTuple):
+    """A line of either kind: 0-based half-open, contig and strand as they stand there."""
+
+    contig: str
+    start: int
+    end: int
+    strand: str
+    values: dict[str, str]
+    place: str
 
 
-def _bed(columns: Sequence[str]) -> _Parsed:
-    names = ("name", "score", "strand", *(f"column{i}" for i in range(7, len(columns) + 1)))
-    values = dict(zip(names, columns[3:], strict=False))
-    return columns[0], int(columns[1]), int(columns[2]), values.pop("strand", "."), values
+def _of_bed(line: BedLine) -> _Line:
+    names = ("name", "score", "strand", *(f"column{i}" for i in range(7, len(line.more) + 4)))
+    values = dict(zip(names, line.more, strict=False))
+    return _Line(line.contig, line.start, line.end, values.pop("strand", "."), values, line.place)
 
 
-def _gff(columns: Sequence[str]) -> _Parsed:
-    text = columns[8]
-    pairs = _GTF_ATTRIBUTE.findall(text) or [
-        pair.strip().partition("=")[::2] for pair in text.split(";") if "=" in pair
-    ]
-    values = {"type": columns[2], "source": columns[1], "score": columns[5]}
-    for key, value in pairs:
-        values.setdefault(key, value)
-    return columns[0], int(columns[3]) - 1, int(columns[4]), columns[6], values
+def _gff_lines(path: Path) -> Iterator[_Line]:
+    for number, line in enumerate(text_lines(path), start=1):
+        place = f"{path}: line {number}"
+        if line.startswith(("##FASTA", ">")):
+            return
+        if not line.strip() or line.startswith("#"):
+            continue
+        columns = line.split("\t")
+        try:
+            start, end, text = int(columns[3]) - 1, int(columns[4]), columns[8]
+        except (IndexError, ValueError):
+            raise ExamplesError(f"{place}: not a line of GFF3 or GTF") from None
+        pairs = _GTF_ATTRIBUTE.findall(text) or [
+            pair.strip().partition("=")[::2] for pair in text.split(";") if "=" in pair
+        ]
+        values = {"type": columns[2], "source": columns[1], "score": columns[5]}
+        for key, value in pairs:
+            values.setdefault(key, value)
+        yield _Line(columns[0], start, end, columns[6], values, place)
 
 
 def read_intervals(
