@@ -38,6 +38,7 @@ class _Kept:
         self._model: tuple[_LoadKey, StripedHyena2] | None = None
         self._rows: OrderedDict[bytes, _Row] = OrderedDict()
         self._bytes = 0
+        self.channels: dict[str, dict[str, int]] = {}
 
     def model(self, key: _LoadKey) -> StripedHyena2:
         from evo_toolkit.checkpoint.load import load_model
@@ -72,6 +73,7 @@ class _Kept:
             self._model = None
             self._rows.clear()
             self._bytes = 0
+            self.channels.clear()
 
 
 _KEPT = _Kept()
@@ -142,8 +144,14 @@ class EvoEmbedder(TransformerMixin, BaseEstimator):
         _texts(X)
         model = self._loaded()
         runner = self._runner(model)
-        probe = runner.embed([readings_of(encode(["A"])[0], None, runner.strands)])
-        self.num_channels_ = {layer: len(probe[layer][0]) for layer in runner.layers}
+        run = _described(runner)
+        channels = _KEPT.channels.get(run)
+        if channels is None:
+            probe = runner.embed([readings_of(encode(["A"])[0], None, runner.strands)])
+            channels = {layer: len(probe[layer][0]) for layer in runner.layers}
+            if model.sha256:
+                _KEPT.channels[run] = channels
+        self.num_channels_ = dict(channels)
         self.model_sha256_ = model.sha256
         return self
 
@@ -168,7 +176,7 @@ class EvoEmbedder(TransformerMixin, BaseEstimator):
         tokens = encode([text.upper() for text in _texts(X)])
         # Of a model made by hand there is no checksum that tells it from another.
         keeps = bool(self.cache_mib and model.sha256)
-        run = repr((model.sha256, str(model.device), model.policy.describe(), runner.layers, runner.pool, runner.strands))  # fmt: skip
+        run = _described(runner)
         keys = [hashlib.blake2b(run.encode() + b"\0" + t.tobytes()).digest() for t in tokens]
         rows = {key: row for key in keys if keeps and (row := _KEPT.row(key)) is not None}
         missing = {key: t for key, t in zip(keys, tokens, strict=True) if key not in rows}
@@ -248,6 +256,14 @@ class EvoEmbedder(TransformerMixin, BaseEstimator):
             }
             state.setdefault("model_sha256_", model.sha256)
         return state
+
+
+def _described(runner: EmbeddingRunner) -> str:
+    """What an embedding depends on besides its sequence."""
+    model = runner.model
+    return repr(
+        (model.sha256, str(model.device), model.policy.describe(), runner.layers, runner.pool, runner.strands)
+    )  # fmt: skip
 
 
 def _texts(X: Any) -> list[str]:
