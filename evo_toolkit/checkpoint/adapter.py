@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from evo_data.files import atomic_output, sha256_file
+from evo_toolkit.checkpoint.ordered import in_order
 from evo_toolkit.checkpoint.source import Origin, Spec, WeightSource, owned
 from evo_toolkit.errors import CheckpointError
 
@@ -142,7 +143,8 @@ class Adapter:
             for key, tensor in self.tensors().items()
         }
         with atomic_output(path, force=force) as temporary:
-            temporary.write_bytes(save(tensors, metadata))
+            # Not by save_file, whose files nobody else may read.
+            temporary.write_bytes(in_order(save(tensors, metadata)))
 
 
 def read_adapter(path: Path | str) -> Adapter:

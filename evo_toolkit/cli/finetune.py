@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 # Module, attribute and help of commands that other parts of the toolkit own.
 _OTHERS: dict[str, tuple[str, str, str]] = {
+    "head": ("evo_toolkit.cli.finetune_network", "head", "Train a head by gradient; per-base labels and tracks too."),
+    "lora": ("evo_toolkit.cli.finetune_network", "lora", "Train a low-rank adapter and a head together."),
+    "full": ("evo_toolkit.cli.finetune_network", "full", "Train all of the network and a head."),
     "predict": ("evo_toolkit.cli.finetune_predict", "predict", "Apply a fitted head to sequences."),
 }  # fmt: skip
 

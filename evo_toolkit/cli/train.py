@@ -50,7 +50,7 @@ def train(args: tuple[str, ...]) -> None:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FOLDER", help="Folder to write.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="FOLDER|FILE", help="Folder to write; of an adapter FILE.safetensors.")  # fmt: skip
 @click.option("--name", help="What outputs call the model; by default as in the recipe.")
 @click.option("--float32", is_flag=True, help="Keep projections in float32 instead of bfloat16.")
 @click.option("--notes", help="A remark to keep in the provenance.")
@@ -59,12 +59,16 @@ def export(
     checkpoint: Path, output: Path, name: str | None, float32: bool, notes: str | None, force: bool
 ) -> None:
     """Write the weights of a training CHECKPOINT (step-N.ckpt, or a run's folder for its last one)
-    as a model folder that every other command takes with -m FOLDER."""
+    as a model folder that every other command takes with -m FOLDER; of a run that trained an adapter,
+    the adapter, which they take with --adapter FILE."""
     from evo_toolkit.training.export import export_checkpoint
 
     config = export_checkpoint(
         checkpoint, output, name=name, float32=float32, notes=notes, force=force
     )
+    if output.suffix == ".safetensors":
+        click.echo(f"wrote {output}: an adapter; use it with --adapter {output}", err=True)
+        return
     click.echo(
         f"wrote {output}: {config.name}, {config.parameter_count():,} parameters; use it with -m {output}",
         err=True,

@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evo_data.files import atomic_output
+from evo_toolkit.checkpoint.ordered import in_order
 from evo_toolkit.errors import EvoError
 
 FORMAT, FORMAT_VERSION = "evo_toolkit.head", "2"
@@ -115,17 +116,7 @@ def write_head_file(
     )
     # Not by save_file, whose files nobody else may read.
     with atomic_output(path, force=force) as temporary:
-        temporary.write_bytes(_in_order(data))
-
-
-def _in_order(data: bytes) -> bytes:
-    """A safetensors file whose metadata stand in alphabetical order: the library's order is drawn anew each time."""
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+        temporary.write_bytes(in_order(data))
 
 
 def json_names(text: str) -> tuple[str, ...]:

@@ -62,7 +62,7 @@ _KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false",
 
 _RUN_FOLDER = "runs/default"
 
-_TRAINER_DEFAULTS = {
+TRAINER_DEFAULTS = {
     # The data module divides samples among ranks itself, and resumes with another number of them.
     "use_distributed_sampler": False,
     # The model's own policy decides what is bfloat16; Lightning's casts would reach the poles.
@@ -142,7 +142,7 @@ class EvoCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=SaveRunConfig,
-            trainer_defaults=_TRAINER_DEFAULTS,
+            trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             # Our modules save no hyper-parameters: a checkpoint must not override the command line.
@@ -335,7 +335,7 @@ def run(args: Sequence[str]) -> None:
         SystemExit: by the parser: 0 after help, 2 for wrong usage.
         EvoError: for what a user can cause.
     """
-    _quieten()
+    quieten()
     args = _with_recipes(args)
     register_strategies()
     words = {arg.partition("=")[0] for arg in args}
@@ -358,7 +358,7 @@ def run(args: Sequence[str]) -> None:
         raise
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Leave out what Lightning and torch say about things that are as they should be."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)

@@ -215,7 +215,7 @@ class FinetuneModule(PartlyTrainedModule):
         method: Method = "lora",
         network: NetworkConfig = _NETWORK,
         adapter: AdapterConfig = _ADAPTER,
-        balanced: bool = True,
+        balanced: bool = False,
         head_learning_rate: float | None = None,
         optimizer: OptimizerConfig = _OPTIMIZER,
         schedule: ScheduleConfig = _SCHEDULE,

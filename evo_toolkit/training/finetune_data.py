@@ -27,6 +27,8 @@ from evo_toolkit.finetuning.reading_genome import (
     read_variants,
 )
 from evo_toolkit.finetuning.splits import (
+    BLOCK,
+    CLUSTER_K,
     SplitBy,
     grouped_folds,
     leak_report,
@@ -37,9 +39,6 @@ from evo_toolkit.finetuning.splits import (
 from evo_toolkit.training.loading import EvaluationBatches, ResumableBatches
 
 _log = logging.getLogger("evo_toolkit")
-
-# Sequences of a folds' test part need so many k-mers to say that they are known.
-_LEAK_K = 31
 
 
 class _Numbers(Dataset[int]):
@@ -84,6 +83,7 @@ class FinetuneData(LightningDataModule):
         parts: Indices by `train`, `validation` and `test`, once set up; test may be empty.
         split: In words, what stays together.
         leaks: What test sequences share with those of training, as plain values.
+        named_files: What was read of examples that are in memory.
         notes: What a reader of the results should know, a line each.
     """
 
@@ -111,6 +111,8 @@ class FinetuneData(LightningDataModule):
         folds: int = 10,
         fold: int = 0,
         test: bool = True,
+        kmer: int = CLUSTER_K,
+        block: int = BLOCK,
         batch_size: int = 8,
         val_batch_size: int | None = None,
         seed: int = 0,
@@ -137,6 +139,8 @@ class FinetuneData(LightningDataModule):
             folds: Parts of about equal size.
             fold: Which one is tested on, from 0; the next one is validated on.
             test: Whether one is held out for testing at all.
+            kmer: Length of the k-mers of which clusters share one, and that leaks are told by.
+            block: Bases of the stretches of `split_by: block`.
             batch_size: Examples in a batch, on each device.
             val_batch_size: The same of validation; None means `batch_size`.
             seed: Of the folds and of the order.
@@ -154,12 +158,14 @@ class FinetuneData(LightningDataModule):
         self.window = window
         self.split_by: SplitBy = split_by
         self.folds, self.fold, self.test = folds, fold, test
+        self.kmer, self.block = kmer, block
         self.batch_size = batch_size
         self.val_batch_size = val_batch_size or batch_size
         self.seed, self.num_workers = seed, num_workers
         self.notes: list[str] = []
         self.leaks: list[dict[str, object]] = []
         self.split = ""
+        self.named_files: list[str] = []
         self._given: Examples | None = None
         self._consumed = 0
         self._counted_from: int | None = None
@@ -196,7 +202,7 @@ class FinetuneData(LightningDataModule):
         examples = self._read() if self._given is None else self._given
         examples.require_classes(least=1)
         if not hasattr(self, "parts"):
-            self.parts, self.split = self._divided(examples)
+            self.parts, self.split = self.divided(examples)
         for name in ("train", "validation"):
             if not len(self.parts[name]):
                 raise UsageError(f"the {name} part has no example; give fewer folds, or more data")
@@ -207,7 +213,7 @@ class FinetuneData(LightningDataModule):
     @property
     def files(self) -> list[str]:
         """What is read."""
-        found: list[str] = []
+        found = list(self.named_files)
         for value in self.sources.values():
             found += [value] if isinstance(value, str) else list((value or {}).values())
         return found
@@ -273,12 +279,21 @@ class FinetuneData(LightningDataModule):
             id=self.columns["id"], group=group, classes=classes, **named,
         )  # fmt: skip
 
-    def _divided(self, examples: Examples) -> tuple[dict[str, NDArray[np.int64]], str]:
+    def groups(self, examples: Examples) -> tuple[NDArray[np.int64], str]:
+        """What stays together, and is drawn together by intervals, `[n]`; and in words why."""
+        return split_groups(examples, self.split_by, k=self.kmer, block=self.block)
+
+    def divided(self, examples: Examples) -> tuple[dict[str, NDArray[np.int64]], str]:
+        """The parts that folds make of examples, and in words what stays together.
+
+        Raises:
+            ExamplesError, UsageError: if they cannot be divided so.
+        """
         if self.folds < (3 if self.test else 2) or not 0 <= self.fold < self.folds:
             raise UsageError(
                 f"folds is {self.folds} and fold {self.fold}; folds must be at least {3 if self.test else 2}, and fold one of them, from 0"
             )
-        groups, why = split_groups(examples, self.split_by)
+        groups, why = self.groups(examples)
         made = grouped_folds(groups, self.folds, strata=strata_of(examples), seed=self.seed)
         held = [made[self.fold].test, made[(self.fold + 1) % self.folds].test]
         test, validation = held if self.test else (np.zeros(0, np.int64), held[0])
@@ -295,7 +310,7 @@ class FinetuneData(LightningDataModule):
         leak = leak_report(
             self.examples.subset(known).sequences,
             self.examples.subset(self.parts["test"]).sequences,
-            k=_LEAK_K,
+            k=self.kmer,
             against="those that are trained or validated on",
         )
         if leak.found:

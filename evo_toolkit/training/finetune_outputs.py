@@ -20,7 +20,7 @@ from evo_toolkit.errors import UsageError
 from evo_toolkit.finetuning.adapters import adapter_from, own_tensors
 from evo_toolkit.finetuning.examples import Examples
 from evo_toolkit.finetuning.networks import TaskHead, answers, head_from, rows_of, saved_head
-from evo_toolkit.finetuning.splits import split_groups, strata_of
+from evo_toolkit.finetuning.splits import strata_of
 from evo_toolkit.inference.head_files import fit_name
 from evo_toolkit.training.checkpointing import (
     checkpoint_step,
@@ -144,15 +144,23 @@ class FinetuneOutputs(Callback):
     What is judged is the test part (without one, that of validation, which chose the network).
     """
 
-    def __init__(self, name: str = "head", resamples: int = 2000, force: bool = False) -> None:
+    def __init__(
+        self,
+        name: str = "head",
+        resamples: int = 2000,
+        force: bool = False,
+        command: str | None = None,
+    ) -> None:
         """Say how to call it.
 
         Args:
             name: Of the head and of the adapter.
             resamples: Of the bootstrap.
             force: Replace files of an earlier end in the run's folder.
+            command: For the page: what the user typed.
         """
         self.name, self.resamples, self.force = name, resamples, force
+        self.command = command
 
     def finish(self, trainer: Trainer, module: FinetuneModule) -> None:
         """Write everything; the module calls it when its training and its last checkpoint are done."""
@@ -203,6 +211,7 @@ def write_outputs(trainer: Trainer, module: FinetuneModule, options: FinetuneOut
         head.save(folder / HEAD, force=options.force)
     best = keeper(trainer)
     results = {
+        **({} if options.command is None else {"command": options.command}),
         "method": module.method,
         "task": examples.kind,
         "name": options.name,
@@ -363,7 +372,7 @@ def _judged(
     from evo_toolkit.finetuning.positions import BASELINE_K, judged_positions, kmer_baseline
     from evo_toolkit.finetuning.results import judged
 
-    groups, _ = split_groups(data.examples, data.split_by)
+    groups, _ = data.groups(data.examples)
     units = groups[indices]
     if module.task.per_position:
         size = module.network.bin_size if examples.kind == "track" else 1

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from evo_toolkit.checkpoint.adapter import read_adapter
 from evo_toolkit.checkpoint.load import load_model
 from evo_toolkit.errors import CheckpointError, EvoError, UsageError
+from evo_toolkit.finetuning.adapters import AdapterConfig
 from evo_toolkit.finetuning.heads import SequenceHead, load_head
 from evo_toolkit.training.cli import run
 
@@ -100,7 +101,8 @@ def results_of(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        run(["fit", "--config", str(path), "--print_config"])
+        genomes = ["--data.genomes", "mine"] if path.stem.startswith("language") else []
+        run(["fit", "--config", str(path), *genomes, "--print_config"])
     assert end.value.code == 0, capsys.readouterr().err
     values = yaml.safe_load(capsys.readouterr().out)
     trainer = values["trainer"]
@@ -394,3 +396,62 @@ def test_two_sharded_processes_train_as_one(
         torch.testing.assert_close(value, two["state_dict"][key], rtol=1e-3, atol=1e-4, msg=key)
     first, second = predicted(tmp_path / "one")[1], predicted(tmp_path / "two")[1]
     np.testing.assert_allclose(first, second, rtol=1e-2, atol=1e-3)
+
+
+def test_an_adapter_of_a_language_model_is_exported(
+    toy_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the chloroplast: what is exported has the validation loss of the run."""
+    from click.testing import CliRunner
+
+    from evo_toolkit.cli.main import cli
+
+    genome = ROOT / "data" / "evo_data" / "demo" / "NC_000932.fa"
+    words = [
+        "fit", "--config", str(ROOT / "recipes" / "finetune" / "language-lora.yaml"),
+        "--model.init_from", str(toy_model_dir), "--data.genomes", str(genome),
+        "--data.context_length", "128", "--data.batch_size", "4", "--trainer.max_steps", "4",
+        "--trainer.val_check_interval", "4", "--trainer.limit_val_batches", "1",
+        "--trainer.accelerator", "cpu", "--model.adapter", "{rank: 2, alpha: 6, dropout: 0, train_whole: [filters, norms]}",
+        "--model.optimizer.learning_rate", "0.02", "--model.optimizer.filter_learning_rate", "0.05",
+        "--trainer.default_root_dir", str(tmp_path / "run"), "--data.cache_dir", str(tmp_path),
+    ]  # fmt: skip
+    run(words)
+    file = tmp_path / "mine.safetensors"
+    exported = ["train", "export", str(tmp_path / "run"), "-o"]
+    done = CliRunner().invoke(cli, [*exported, str(tmp_path / "folder")])
+    assert done.exit_code == 1 and "ends in .safetensors" in done.output
+    done = CliRunner().invoke(cli, [*exported, str(file)])
+    assert done.exit_code == 0, done.output
+    adapter = read_adapter(file)
+    assert adapter.training["steps"] == 4 and len(adapter.factors) == 20
+    poles = next(v for k, v in adapter.full.items() if k.endswith("log_poles"))
+    old = load_model(toy_model_dir, device="cpu")
+    assert (poles < 0).all() and not torch.equal(poles, old.blocks[2].mixer.log_poles)
+    # The run's own state, put into a model, is the adapted model.
+    from evo_toolkit.training.finetune import AdaptedEvoModule
+
+    module = AdaptedEvoModule(
+        str(toy_model_dir), context_length=128, precision="exact",
+        adapter=AdapterConfig(rank=2, alpha=6, train_whole=("filters", "norms")),
+    )  # fmt: skip
+    module.configure_model()
+    state = torch.load(tmp_path / "run" / "checkpoints" / "step-00000004.ckpt", weights_only=True)
+    module.load_state_dict(state["state_dict"], strict=False)
+    ids = torch.tensor([list(b"ACGTTGCAAT" * 9)])
+    adapted = load_model(f"{toy_model_dir}+{file}", device="cpu", precision="exact")
+    with torch.no_grad():
+        mine, theirs = module.model(ids), adapted(ids)
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+    assert (theirs - load_model(toy_model_dir, device="cpu", precision="exact")(ids)).abs().max() > 0.05  # fmt: skip
+    with pytest.raises(UsageError, match="extends no context"):
+        AdaptedEvoModule(str(toy_model_dir), context_length=1024)
+
+
+def test_an_unfinished_run_on_labels_is_not_exported(fit: Fit, tmp_path: Path) -> None:
+    from evo_toolkit.training.export import export_checkpoint
+
+    table = write_table(tmp_path / "data.tsv", "binary")
+    folder = fit(tmp_path / "run", "--data.table", table, "--trainer.max_steps", 2)
+    with pytest.raises(CheckpointError, match="into its own folder"):
+        export_checkpoint(folder, tmp_path / "x.safetensors")
