@@ -47,7 +47,34 @@ if TYPE_CHECKING:
     from evo_toolkit.variants.workers import Workers
 
 
-@click.command(cls=ScoreCommand, epilog="Exit codes: 0 done; 1 an error (a bad file, the wrong genome); 2 wrong usage; 3 ran to the end but could score nothing. `evo-toolkit score merge` joins the outputs of --shard.")  # fmt: skip
+SECTIONS = {
+    "Input options": (
+        "variant_texts", "regions", "regions_file", "include", "exclude", "apply_filters", "samples",
+        "zero_based", "contig_aliases", "circular", "check_ref", "max_ref_mismatch",
+    ),
+    "Model options": (
+        "model", "adapter", "device", "precision", "allow_inaccurate", "allow_out_of_domain",
+    ),
+    "Window options": ("window", "window_mode", "suffix", "strands", "max_allele"),
+    "Score options": ("names", "layers", "heads", "calibration", "preset", "gff", "genetic_code"),
+    "Output options": (
+        "output", "output_type", "drop_genotypes", "info_prefix", "no_version", "force", "skipped",
+        "report", "haplotype",
+    ),
+    "Run options": (
+        "dry_run", "devices", "executor", "shard", "restart", "quiet", "help",
+    ),
+}  # fmt: skip
+EXAMPLES = (
+    ("what a run would do and how long it would take", "evo-toolkit score in.vcf.gz genome.fa -m evo2_7b --dry-run"),
+    ("rare variants that passed, into a bgzipped VCF with its index", "evo-toolkit score in.vcf.gz genome.fa -m evo2_7b -f PASS,. -i 'AF<0.01' -o out.vcf.gz"),
+    ("all SNVs of a gene, many at a time", "evo-toolkit score gene.vcf genome.fa -m evo-mini -M marginal --window-mode tiled -o out.tsv"),
+    ("one variant of a plasmid", "evo-toolkit score --variant pUC19-100-A-G plasmid.fa --circular pUC19 -m evo-mini -O t"),
+)  # fmt: skip
+EPILOG = "Exit codes: 0 done; 1 an error (a bad file, the wrong genome); 2 wrong usage; 3 ran to the end but could score nothing. `evo-toolkit score merge` joins the outputs of --shard."
+
+
+@click.command(cls=ScoreCommand, sections=SECTIONS, examples=EXAMPLES, epilog=EPILOG)
 @click.argument("inputs", metavar="[VARIANTS] GENOME", nargs=-1, type=click.Path(path_type=str))
 @click.option(
     "-o",
@@ -55,7 +82,7 @@ if TYPE_CHECKING:
     default="-",
     show_default=True,
     metavar="FILE",
-    help="Where to write; - is stdout. The suffix decides the format: .vcf, .vcf.gz (with index), .bcf, .tsv, .parquet.",
+    help="Write here; - is stdout. The suffix decides the format: .vcf, .vcf.gz (with index), .bcf, .tsv, .parquet.",
 )
 @click.option(
     "-O",
@@ -73,14 +100,14 @@ if TYPE_CHECKING:
 @click.option(
     "--window-mode",
     type=click.Choice(["exact", "shared", "tiled", "full"]),
-    help="How windows are placed and read. exact: a window for every place, what its alleles share is read once. shared: variants within 1/32 of a window share one (faster; up to that much more context before a variant, less behind). tiled: variants within 3/8 of a window share one; for -M marginal and entropy alone. full: every window read whole. Default: exact; full with --precision vortex.",
+    help="exact: a window for every place, what its alleles share read once; shared: places within 1/32 of a window share one (faster); tiled: within 3/8, for -M marginal and entropy alone; full: every window read whole. Default: exact; full with --precision vortex.",
 )
 @click.option(
     "--suffix",
     metavar="full|BASES|adaptive[:NATS]",
     default="full",
     show_default=True,
-    help="Bases that are read of each allele from the variant on; adaptive: until two pieces of 1/32 of a window change the score by less than NATS (0.02) each. Fewer are faster, and an approximation: what the variant changes behind them is left out (eval suffix measures how much).",
+    help="Bases read of each allele from the variant on; adaptive: until two pieces of 1/32 of a window change the score by less than NATS (0.02) each. Fewer are faster and approximate (eval suffix).",
 )
 @strands_option
 @click.option(
@@ -141,12 +168,12 @@ if TYPE_CHECKING:
     "--circular",
     multiple=True,
     metavar="NAME",
-    help="This contig's ends are joined (a plasmid, a bacterium, a plastid): windows go on across the origin; repeatable.",
+    help="This contig is circular: windows go on across the origin; repeatable.",
 )
 @click.option(
     "--gff",
     metavar="FILE",
-    help="GFF3 or GTF of the genome (NCBI, Bakta, Prokka, GENCODE, Ensembl): consequences by bcftools csq, as BCSQ in VCF, as gene, transcript and consequence in tables.",
+    help="Annotation, GFF3 or GTF (NCBI, Bakta, Prokka, GENCODE, Ensembl): consequences by bcftools csq, BCSQ in VCF, columns in tables.",
 )
 @click.option(
     "--genetic-code",
@@ -168,7 +195,7 @@ if TYPE_CHECKING:
     "--max-ref-mismatch",
     type=click.FloatRange(0, 1),
     metavar="SHARE",
-    help="Largest share of the first 1,000 records whose REF may differ from the genome's; default 0.05. Given, it also accepts contigs of another length.",
+    help="Share of the first 1,000 records whose REF may differ from the genome's; default 0.05. Given, it also accepts contigs of another length.",
 )
 @click.option(
     "-G", "--drop-genotypes", is_flag=True, help="Leave FORMAT and samples out of the output."

@@ -10,9 +10,10 @@ from pathlib import Path
 import click
 
 from evo_toolkit.cli.common import PROGRAM, quiet_option, user_errors
+from evo_toolkit.cli.sections import SectionedCommand
 
 
-class ScoreCommand(click.Command):
+class ScoreCommand(SectionedCommand):
     """`score`, which hands over to `score merge` where that is its first argument."""
 
     def make_context(
