@@ -18,6 +18,8 @@ from evo_data.errors import EvoDataError
 from evo_toolkit.errors import EvoError, UsageError
 
 if TYPE_CHECKING:
+    from evo_toolkit.checkpoint.opening import Opened
+    from evo_toolkit.inference.context import ContextWorkers
     from evo_toolkit.model.striped_hyena import StripedHyena2
 
 PROGRAM = "evo-toolkit"
@@ -195,6 +197,42 @@ def load_for_genome(
         The model, and with consent the line about the domain, which is a warning by then.
     """
     from evo_toolkit.checkpoint.load import load_opened
+
+    opened, note = _opened_for_genome(name, lengths, allow_inaccurate, allow_out_of_domain)
+    model = load_opened(
+        opened, device=device, precision=precision, allow_inaccurate=allow_inaccurate
+    )
+    return model, note
+
+
+def workers_for_genome(
+    name: str,
+    lengths: Mapping[str, int],
+    *,
+    devices: str | None,
+    device: str,
+    precision: str,
+    allow_inaccurate: bool,
+    allow_out_of_domain: bool,
+) -> tuple[ContextWorkers, str | None]:
+    """As `load_for_genome`, in processes that share every sequence.
+
+    Args:
+        devices: "all", or how many.
+    """
+    from evo_toolkit.inference.context import ContextWorkers
+    from evo_toolkit.variants.workers import device_list
+
+    names = device_list(devices or "all", device)
+    _, note = _opened_for_genome(name, lengths, allow_inaccurate, allow_out_of_domain)
+    workers = ContextWorkers(name, names, precision=precision, allow_inaccurate=allow_inaccurate)
+    return workers, note
+
+
+def _opened_for_genome(
+    name: str, lengths: Mapping[str, int], allow_inaccurate: bool, allow_out_of_domain: bool
+) -> tuple[Opened, str | None]:
+    """A model's source, unless the genome is outside its domain."""
     from evo_toolkit.checkpoint.opening import open_source
     from evo_toolkit.inference.domain import check_domain
 
@@ -202,10 +240,7 @@ def load_for_genome(
     note = check_domain(opened.source.config, lengths, allow=allow_out_of_domain)
     if note:
         click.echo(f"Warning: {note}", err=True)
-    model = load_opened(
-        opened, device=device, precision=precision, allow_inaccurate=allow_inaccurate
-    )
-    return model, note
+    return opened, note
 
 
 def refuse_input_as_output(output: str, *inputs: str) -> None:
@@ -344,6 +379,24 @@ def quiet_option(command: _Command) -> _Command:
 def _set_log_level(_context: click.Context, _parameter: click.Parameter, quiet: bool) -> bool:
     logging.getLogger("evo_toolkit").setLevel(logging.WARNING if quiet else logging.INFO)
     return quiet
+
+
+def context_parallel_options(command: _Command) -> _Command:
+    """Add `devices` and `context_parallel`."""
+    for option in (
+        click.option(
+            "--context-parallel",
+            is_flag=True,
+            help="Divide every sequence over the devices, for contigs or windows that are long; results are the same up to rounding.",
+        ),
+        click.option(
+            "--devices",
+            metavar="all|N",
+            help="With --context-parallel: all GPUs, or N of them (with --device cpu: N processes); default: all.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def model_options(command: _Command) -> _Command:

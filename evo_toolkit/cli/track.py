@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,7 @@ from evo_toolkit.cli.common import (
     EXIT_NOTHING_SCORED,
     PROGRAM,
     allow_out_of_domain_option,
+    context_parallel_options,
     load_for_genome,
     model_options,
     quiet_option,
@@ -19,6 +20,7 @@ from evo_toolkit.cli.common import (
     region_options,
     require_model,
     user_errors,
+    workers_for_genome,
 )
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ STRAND_NAMES = {"+": "fwd", "-": "rc"}
     help="Strands to read; both are averaged base by base.",
 )
 @model_options
+@context_parallel_options
 @click.option(
     "--window",
     metavar="BASES|whole",
@@ -83,6 +86,8 @@ def track(
     device: str,
     precision: str,
     allow_inaccurate: bool,
+    devices: str | None,
+    context_parallel: bool,
     window: str | None,
     stride: int | None,
     no_version: bool,
@@ -98,7 +103,10 @@ def track(
     how undecided the model is there, whatever stands there. Bases other than A, C, G and T have no
     value. Overlapping regions are merged.
     """
+    from contextlib import ExitStack
+
     from evo_data.fasta import Fasta
+    from evo_toolkit.errors import UsageError
     from evo_toolkit.variants.manifest import describe_run
     from evo_toolkit.variants.regions import read_regions
     from evo_toolkit.variants.track_files import TRACK_SUFFIXES, open_track, resolve_format
@@ -108,23 +116,38 @@ def track(
         refuse_input_as_output(output, genome, *([regions_file] if regions_file else []))
     format = resolve_format(output, TRACK_SUFFIXES, stdout="bedgraph", force=force)
     width = _window(window)
-    with Fasta(genome) as reference:
+    if devices is not None and not context_parallel:
+        raise UsageError(
+            "--devices of track divide every sequence; give --context-parallel too, or --device for another single device"
+        )
+    with Fasta(genome) as reference, ExitStack() as running:
         wanted = read_regions(regions, regions_file, reference.lengths)
-        loaded, note = load_for_genome(
-            name, reference.lengths, device=device, precision=precision,
-            allow_inaccurate=allow_inaccurate, allow_out_of_domain=allow_out_of_domain,
-        )  # fmt: skip
+        how: dict[str, Any] = {
+            "device": device, "precision": precision, "allow_inaccurate": allow_inaccurate,
+            "allow_out_of_domain": allow_out_of_domain,
+        }  # fmt: skip
+        positions = None
+        if context_parallel:
+            workers, note = workers_for_genome(name, reference.lengths, devices=devices, **how)
+            loaded = running.enter_context(workers).model
+            from evo_toolkit.variants.context import ContextPositionModel
+
+            positions = ContextPositionModel(workers, bases=True)
+        else:
+            loaded, note = load_for_genome(name, reference.lengths, **how)
         from evo_toolkit.cli.progress import progress_bar
         from evo_toolkit.variants.track import Track
 
         tracks = Track(
-            loaded, reference, window=width, stride=stride, whole=window == "whole", strands=strands
-        )
+            loaded, reference, window=width, stride=stride, whole=window == "whole",
+            strands=strands, positions=positions,
+        )  # fmt: skip
         manifest = describe_run(
             loaded, reference,
             what=what if format in ("bigwig", "bedgraph", "bedgraph.gz") else "loglik, entropy",
             unit="nats", strands=strands, window=tracks.window or "whole",
             stride=tracks.stride if tracks.window else None,
+            **({"device": f"one sequence over {', '.join(workers.devices)}"} if context_parallel else {}),
             command=None if no_version else f"{PROGRAM} {shlex.join(sys.argv[1:])}", note=note,
         )  # fmt: skip
         summary = _Summary()

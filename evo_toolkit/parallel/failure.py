@@ -187,7 +187,7 @@ class RankWatch:
         with self._settled:
             mine = Failure.of(self.rank, error)
             try:
-                cause = self._whom_it_lost() if _is_of_a_lost_connection(error) else None
+                cause = self._whom_it_lost() if is_of_a_lost_connection(error) else None
                 stands = self._announce(cause or mine)
             except RuntimeError:
                 stands = _ended(0)
@@ -224,7 +224,8 @@ def _ended(rank: int) -> Failure:
     )  # fmt: skip
 
 
-def _is_of_a_lost_connection(error: BaseException) -> bool:
+def is_of_a_lost_connection(error: BaseException) -> bool:
+    """Whether an error only says that a rank is gone, not why."""
     if isinstance(error, dist.DistError):
         return True
     text = str(error)

@@ -101,7 +101,7 @@ class PositionModel:
             for start in range(0, len(group), size):
                 part = group[start : start + size]
                 ids = torch.from_numpy(padded([rows[i] for i in part], (size, length)))
-                log_probs, bases = self._forward(ids.to(self.model.device))
+                log_probs, bases = self._forward(ids)
                 for place, index in enumerate(part):
                     stop = len(rows[index])
                     results[index] = Positions(
@@ -111,6 +111,7 @@ class PositionModel:
         return [self._long(rows[i]) if r is None else r for i, r in enumerate(results)]
 
     def _forward(self, ids: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        ids = ids.to(self.model.device)
         hidden, _ = self.model.hidden(ids)
         return self._read(hidden[:, :-1], ids[:, 1:], first=True)
 
@@ -121,8 +122,8 @@ class PositionModel:
         log_probs = self.model.gather_log_probs(hidden, targets).float().cpu().numpy()
         bases = base_log_probs(self.model, hidden).float().cpu().numpy() if self.bases else None
         if first:
-            log_probs = _after_nothing(log_probs)
-            bases = None if bases is None else _after_nothing(bases)
+            log_probs = after_nothing(log_probs)
+            bases = None if bases is None else after_nothing(bases)
         return log_probs, bases
 
     def _long(self, row: NDArray[np.uint8]) -> Positions:
@@ -158,7 +159,7 @@ def base_log_probs(model: StripedHyena2, hidden: Tensor) -> Tensor:
     return torch.cat(slices, dim=1)
 
 
-def _after_nothing(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def after_nothing(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """`[B, L - 1, ...]` with NaN before the first position: `[B, L, ...]`."""
     missing = np.full((values.shape[0], 1, *values.shape[2:]), np.nan, dtype=np.float32)
     return np.concatenate([missing, values], axis=1)

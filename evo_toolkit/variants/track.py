@@ -143,6 +143,7 @@ class Track:
         stride: int | None = None,
         whole: bool = False,
         strands: str = "both",
+        positions: PositionModel | None = None,
     ) -> None:
         """Prepare.
 
@@ -152,6 +153,8 @@ class Track:
             whole: Read every contig as one sequence, whatever its length; excludes window and
                 stride.
             strands: "both", "fwd" or "rc".
+            positions: What runs the windows, with the bases' log-probabilities; by default the model
+                in this process.
 
         Raises:
             UsageError: for numbers that do not fit together, or unknown strands.
@@ -170,7 +173,7 @@ class Track:
             )
         self.stride = stride or max(1, (self.window or 2) // 2)
         self.strands = ("+", "-") if strands == "both" else (STRANDS[strands],)
-        self.positions = PositionModel(model, bases=True)
+        self.positions = positions or PositionModel(model, bases=True)
         self.model = model
 
     def num_tokens(self, regions: Sequence[Interval]) -> int:

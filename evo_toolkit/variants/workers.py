@@ -25,8 +25,9 @@ from evo_data.contigs import ContigAliases
 from evo_data.fasta import Fasta
 from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.inference.allocation import keep_freed_memory
+from evo_toolkit.inference.context import sendable
 from evo_toolkit.variants.chunks import Chunk, ChunkScores
-from evo_toolkit.variants.run import ScoringRun
+from evo_toolkit.variants.run import ScoringRun, Workload
 from evo_toolkit.variants.score import ReferenceBits
 from evo_toolkit.variants.scores import RunInfo, ScoredRecord
 from evo_toolkit.variants.window_runner import TokenCount
@@ -60,7 +61,7 @@ class WorkerSetting:
         genome: The reference.
         contigs: Its contig names.
         options: Keyword arguments of `ScoringRun`.
-        workload: Reference and alternate windows of the run, for an estimate; None if not known.
+        workload: What the run has to read, for an estimate; None if not known.
     """
 
     model: str
@@ -69,7 +70,7 @@ class WorkerSetting:
     genome: Fasta
     contigs: ContigAliases
     options: Mapping[str, Any] = field(default_factory=dict)
-    workload: tuple[int, int] | None = None
+    workload: Workload | None = None
 
 
 class ChunkScorer:
@@ -102,7 +103,7 @@ class ChunkScorer:
     def estimate(self, setting: WorkerSetting) -> float | None:
         """Seconds that this device alone would need for the run; None if that cannot be said."""
         runner = self.run.scorer.runner
-        return None if setting.workload is None else runner.estimate(*setting.workload)
+        return None if setting.workload is None else setting.workload.seconds(runner)
 
     def use_shapes(self, shapes: Shapes) -> None:
         """Take the shapes of another worker, or of an earlier run."""
@@ -390,20 +391,7 @@ def _work(connection: Connection, setting: WorkerSetting, device: str, sharing: 
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone
     except BaseException as error:  # noqa: BLE001 (raised again by the parent)
-        connection.send(("error", (_sendable(error), traceback.format_exc())))
-
-
-def _sendable(error: BaseException) -> BaseException:
-    """The error, or what says the same where it cannot be sent to another process."""
-    if isinstance(error, EvoError | OSError | MemoryError | torch.OutOfMemoryError):
-        return error
-    if isinstance(error, RuntimeError | ValueError):
-        return (
-            type(error)(str(error))
-            if type(error) in (RuntimeError, ValueError)
-            else RuntimeError(repr(error))
-        )
-    return RuntimeError(repr(error))
+        connection.send(("error", (sendable(error), traceback.format_exc())))
 
 
 def device_list(devices: str, device: str) -> list[str]:
