@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,9 +14,13 @@ from evo_toolkit.cli.evaluate_run import (
     seed_option,
     shared_options,
     train_option,
+    window_option,
 )
 from evo_toolkit.errors import UsageError
 from evo_toolkit.evaluation.registry import BENCHMARKS, Benchmark, find
+
+if TYPE_CHECKING:
+    from evo_toolkit.evaluation.prepared import Prepared
 
 
 def add_benchmarks(group: click.Group) -> None:
@@ -81,12 +85,7 @@ def _sequence_command(benchmark: Benchmark) -> click.Command:
         from evo_toolkit.evaluation.features import FeatureFile
 
         run = Run(benchmark.name, shared)
-        if shared["source"]:
-            refuse_settled("limit")
-        elif not files:
-            raise UsageError(
-                f"{' and '.join(name for name, _ in benchmark.files)}: give the files, or --from FILE.npz; `evo-toolkit eval list {benchmark.name}` says where they come from"
-            )
+        _require_files(benchmark, files, shared["source"])
         prepared = run.prepared(
             lambda: labelled_tasks.prepare_labelled(
                 benchmark, files, train=train, limit=limit, seed=seed, say=run.say
@@ -129,4 +128,80 @@ def _sequence_command(benchmark: Benchmark) -> click.Command:
     return made
 
 
-_COMMANDS = {"sequences": _sequence_command}
+def _model_command(benchmark: Benchmark) -> click.Command:
+    """Of the styles that run a model and train nothing."""
+    completion = benchmark.style == "completion"
+
+    @train_option
+    @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many genes (default 50), drawn." if completion else "At most so many examples, drawn.")  # fmt: skip
+    @click.option("--resamples", type=click.IntRange(0), default=1000, show_default=True, metavar="N", help="Of the bootstrap.")  # fmt: skip
+    @seed_option
+    @window_option
+    @shared_options
+    @user_errors
+    def command(
+        files: tuple[str, ...], train: tuple[str, ...], limit: int | None, resamples: int, seed: int,
+        window: int | None, **shared: Any,
+    ) -> None:  # fmt: skip
+        from evo_toolkit.evaluation import assay_tasks, completion_tasks, variant_tasks
+
+        run = Run(benchmark.name, shared)
+        _require_files(benchmark, files, shared["source"])
+        variants = benchmark.style == "variants"
+        for name, given in (("--window", window), ("--train", train)):
+            if given and not variants:
+                raise UsageError(f"eval {benchmark.name} has no use for {name}; leave it out")
+
+        def prepare() -> Prepared:
+            if variants:
+                return variant_tasks.prepare_variants(
+                    benchmark, files, train=train, limit=limit, seed=seed, say=run.say
+                )
+            make = completion_tasks.prepare_completion if completion else assay_tasks.prepare_assay
+            return make(benchmark, files, limit=limit, seed=seed)
+
+        prepared = run.prepared(prepare, given=(*files, *train))
+        model = run.needed_model(prepared)
+        if variants:
+            progress = run.progress("variants", "variants")
+            result = variant_tasks.run_variants(
+                prepared, model, window=window, resamples=resamples, progress=progress
+            )
+            run.finish(result, tables.variants_table)
+        elif completion:
+            progress = run.progress("genes", "bases")
+            result = completion_tasks.run_completion(
+                prepared, model, seed=seed, resamples=resamples, progress=progress
+            )
+            run.finish(result, tables.labelled_table)
+        else:
+            progress = run.progress("sequences", "tokens")
+            result = assay_tasks.run_assay(prepared, model, resamples=resamples, progress=progress)
+            run.finish(result, tables.labelled_table)
+
+    made = click.command(
+        benchmark.name,
+        short_help=benchmark.summary,
+        help=_help(benchmark, "Nothing is trained; intervals are of 95 %, as the notes say."),
+    )(command)
+    made.params.insert(0, _arguments(benchmark))
+    return made
+
+
+def _require_files(benchmark: Benchmark, files: tuple[str, ...], source: str | None) -> None:
+    if source:
+        refuse_settled("limit")
+        return
+    names = " ".join(name for name, _ in benchmark.files)
+    if len(files) != len(benchmark.files):
+        raise UsageError(
+            f"eval {benchmark.name} takes {names}, {len(files)} files were given; give them, or --from FILE.npz; `evo-toolkit eval list {benchmark.name}` says where they come from"
+        )
+
+
+_COMMANDS = {
+    "sequences": _sequence_command,
+    "variants": _model_command,
+    "assay": _model_command,
+    "completion": _model_command,
+}

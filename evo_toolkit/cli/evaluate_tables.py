@@ -114,3 +114,17 @@ def labelled_table(figures: dict[str, Any]) -> list[list[str]]:
             rows.append([name, _text(figure), "" if ahead is None else _text(ahead)])
     rows.append([f"{figures['num_examples']:,} examples in {figures['num_groups']:,} groups", "", ""])  # fmt: skip
     return rows
+
+
+def variants_table(figures: dict[str, Any]) -> list[list[str]]:
+    """Return AUROC and AUPRC of all variants and of each consequence."""
+    metrics = list(figures["all"]["model"])
+    rows = [[f"window {figures['window']}", "variants", "positive", *metrics]]
+    total = [f"{figures['num_variants']:,}", f"{figures['num_positive']:,}"]
+    for name, found in figures["all"].items():
+        label = "consequence alone (in sample)" if name == "consequence" else name
+        rows.append([label, *total, *(_text(found[metric]) for metric in metrics)])
+    for name, part in figures["by_consequence"].items():
+        counts = [f"{part['num_variants']:,}", f"{part['num_positive']:,}"]
+        rows.append([f"  {name}", *counts, *(_text(part["model"][metric]) for metric in metrics)])
+    return rows

@@ -82,7 +82,8 @@ class CnnPredictor:
     def _run(self, outcome: Outcome, train: Indices, test: Indices) -> Floats:
         bases = self._one_hot()
         targets = torch.from_numpy(np.asarray(outcome.targets))
-        inner = fold_numbers(part_of(outcome, train), HELD_OUT, self.seed)
+        part = part_of(outcome, train)
+        inner = fold_numbers(part, min(HELD_OUT, np.unique(part.groups).size), self.seed)
         rest, held = train[inner != 0], train[inner == 0]
         shift, scale = 0.0, 1.0
         if outcome.kind == "regression":
@@ -92,7 +93,7 @@ class CnnPredictor:
         optimiser = torch.optim.AdamW(network.parameters(), lr=2e-3, weight_decay=1e-2)
         weight = _class_weights(outcome, rest)
         best, kept, since = -np.inf, network.state_dict(), 0
-        part = part_of(outcome, held)
+        judged = part_of(outcome, held)
         one_fold = np.zeros(held.size, np.int64)
         at = 0
         for epoch in range(self.epochs):
@@ -107,7 +108,7 @@ class CnnPredictor:
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-            value = measure(part, self._scores(network, bases, held, outcome), one_fold)(
+            value = measure(judged, self._scores(network, bases, held, outcome), one_fold)(
                 np.ones(held.size)
             )
             if np.isnan(value) or value > best:

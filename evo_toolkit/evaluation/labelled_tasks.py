@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from evo_toolkit.errors import UsageError
 from evo_toolkit.evaluation.benchmarks.brca1_sge import ALT
-from evo_toolkit.evaluation.benchmarks.labelled import OVERLAP, LabelledTask, train_overlap
+from evo_toolkit.evaluation.benchmarks.labelled import OVERLAP, SPLIT, LabelledTask, train_overlap
 from evo_toolkit.evaluation.features import (
     FeatureFile,
     default_layers,
@@ -53,8 +53,6 @@ if TYPE_CHECKING:
 NETWORKS = ("model", "untrained")
 TRAINED = ("composition", "kmers", "positions", "cnn", "untrained")
 """What the network is compared with."""
-SPLIT = "published_test"
-"""The column that says which examples a published split tests on."""
 
 Say = Callable[[str], None]
 

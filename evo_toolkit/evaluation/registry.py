@@ -115,6 +115,8 @@ _SPLICE_PUBLISHED = (
     ),
 )
 
+_PUBLISHED_SPLIT = "Judged on the published test part alone; how many of its sequences share a 31-mer with the training part is said"
+
 BENCHMARKS: tuple[Benchmark, ...] = (
     Benchmark(
         name="ecoli-promoters",
@@ -221,6 +223,165 @@ BENCHMARKS: tuple[Benchmark, ...] = (
                 "bionemo-framework, zeroshot_brca1.ipynb",
             ),
             Published("Evo 2 1B, zero-shot, all SNVs", "AUROC 0.73", "evo2, notebooks/brca1"),
+        ),
+    ),
+    Benchmark(
+        name="gue",
+        summary="A task of GUE, the benchmark of DNABERT-2, in its published split.",
+        style="sequences",
+        files=(("TRAIN", "train.csv with sequence and label"), ("TEST", "test.csv")),
+        loader="published_splits:load_tables",
+        data="Zhou et al. 2024 (arXiv 2306.15006), github.com/MAGICS-LAB/DNABERT_2: GUE.zip, a folder for each task",
+        notes=_PUBLISHED_SPLIT,
+    ),
+    Benchmark(
+        name="nt-task",
+        summary="A downstream task of Nucleotide Transformer, in its published split.",
+        style="sequences",
+        files=(
+            (
+                "TRAIN",
+                "train.fna with headers NAME|LABEL, or Parquet or CSV with sequence and label",
+            ),
+            ("TEST", "the same"),
+        ),
+        loader="published_splits:load_tables",
+        data="Dalla-Torre et al. 2024 (doi:10.1038/s41592-024-02523-z), huggingface.co/datasets/InstaDeepAI/nucleotide_transformer_downstream_tasks_revised; choose the rows of one task",
+        notes=_PUBLISHED_SPLIT,
+        published=_SPLICE_PUBLISHED,
+    ),
+    Benchmark(
+        name="genomic-benchmarks",
+        summary="A data set of Genomic Benchmarks, in its published split.",
+        style="sequences",
+        files=(("FOLDER", "train/CLASS/*.txt and test/CLASS/*.txt"),),
+        loader="published_splits:load_folder",
+        data="Gresova et al. 2023 (doi:10.1186/s12863-023-01123-8), pip install genomic-benchmarks; download_dataset writes the folder",
+        notes=_PUBLISHED_SPLIT,
+    ),
+    Benchmark(
+        name="bend",
+        summary="A task of BEND whose labels stand in its BED, in its published split.",
+        style="sequences",
+        files=(
+            ("GENOME", "GRCh38 FASTA"),
+            ("BED", "chromosome, start, end, split and label, with header"),
+        ),
+        loader="published_splits:load_bend",
+        data="Marin et al. 2024 (arXiv 2311.12570), github.com/frederikkemarin/BEND, data at sid.erda.dk (share eXAmVvbRSW)",
+        notes=_PUBLISHED_SPLIT + ". Tasks whose labels are in HDF5 (gene finding) are not read",
+    ),
+    Benchmark(
+        name="clinvar",
+        summary="Pathogenic against benign variants of ClinVar, without training.",
+        style="variants",
+        files=(
+            ("GENOME", "FASTA of the VCF's assembly"),
+            ("VCF", "ClinVar's, with CLNSIG, CLNREVSTAT, MC and GENEINFO"),
+        ),
+        loader="variant_sets:load_clinvar",
+        data="ftp.ncbi.nlm.nih.gov/pub/clinvar/vcf_GRCh38/clinvar.vcf.gz",
+        notes="Likely ones count, one star or more, alleles of up to 50 bases. Intervals over genes and stretches of 1,000 bases. What a variant does to a protein alone (consequence) tells most of them; read the figures by consequence",
+        published=(
+            Published(
+                "Evo 2 7B, missense P against B",
+                "AUROC 0.851, AUPRC 0.781",
+                "gpn, analysis_hg38.ipynb",
+            ),
+            Published(
+                "Evo 2 40B, missense P against B",
+                "AUROC 0.859, AUPRC 0.790",
+                "gpn, analysis_hg38.ipynb",
+            ),
+            Published(
+                "GPN-Star-V100, missense P against B",
+                "AUROC 0.928, AUPRC 0.907",
+                "gpn, analysis_hg38.ipynb",
+            ),
+            Published(
+                "CADD, missense P against B", "AUROC 0.914, AUPRC 0.876", "gpn, analysis_hg38.ipynb"
+            ),
+        ),
+    ),
+    Benchmark(
+        name="traitgym",
+        summary="Causal against matched variants of traits (TraitGym), without training.",
+        style="variants",
+        files=(
+            ("GENOME", "GRCh38 FASTA"),
+            ("TABLE", "test.parquet with chrom, pos, ref, alt, label"),
+        ),
+        loader="variant_sets:load_traitgym",
+        data="Benegas et al. 2025, huggingface.co/datasets/songlab/TraitGym: mendelian_traits_matched_9/test.parquet or complex_traits_matched_9/test.parquet",
+        notes="The figure to compare is the AUPRC by chromosome, weighted by variants",
+        published=(
+            Published(
+                "Evo 2 40B, Mendelian, LLR",
+                "AUPRC by chromosome 0.557",
+                "TraitGym, glm_zero_shot.ipynb",
+            ),
+            Published(
+                "Evo 2 7B, Mendelian, LLR",
+                "AUPRC by chromosome 0.385",
+                "TraitGym, glm_zero_shot.ipynb",
+            ),
+            Published(
+                "Evo 2 1B, Mendelian, LLR",
+                "AUPRC by chromosome 0.188",
+                "TraitGym, glm_zero_shot.ipynb",
+            ),
+            Published(
+                "CADD, Mendelian", "AUPRC by chromosome 0.712", "TraitGym, performance.ipynb"
+            ),
+        ),
+    ),
+    Benchmark(
+        name="sge",
+        summary="Loss of function in saturation genome editing (BRCA2 and others), without training.",
+        style="variants",
+        files=(
+            ("GENOME", "FASTA of the table's assembly"),
+            ("TABLE", "chrom, pos, ref, alt, class (LOF, INT, FUNC), and exon"),
+        ),
+        loader="variant_sets:load_sge",
+        data="BRCA2: Huang et al. 2025 (doi:10.1038/s41586-024-08388-8) and Sahu et al. 2025 (doi:10.1038/s41586-024-08349-1), supplementary tables; rename the columns. BRCA1 has a command of its own",
+        notes="Intervals over exons",
+    ),
+    Benchmark(
+        name="dms",
+        summary="Fitness of whole nucleotide sequences against log-likelihood (ProteinGym's format).",
+        style="assay",
+        files=(("TABLE", "CSV with mutated_sequence (nucleotides) and DMS_score"),),
+        loader="assays:load_dms",
+        data="Notin et al. 2023, proteingym.org, its assays back-translated to the nucleotides of the construct; RNAGym for RNA",
+        notes="Intervals over places of the sequence",
+        published=(
+            Published(
+                "Evo 2 7B, 70 assays of RNAGym",
+                "mean Spearman 0.276",
+                "MarksLab-DasLab/RNAGym, pull request 17",
+            ),
+            Published(
+                "Evo 2 40B, 70 assays of RNAGym",
+                "mean Spearman 0.261",
+                "MarksLab-DasLab/RNAGym, pull request 17",
+            ),
+        ),
+    ),
+    Benchmark(
+        name="gene-completion",
+        summary="Amino acids of a gene's rest that a model writes, given its beginning.",
+        style="completion",
+        files=(("GENOME", "FASTA of a bacterium or archaeon"), ("GFF3", "its genes")),
+        loader="",
+        data="Any annotated genome; Arc's prompts: github.com/ArcInstitute/evo2 (scripts/gene_completion)",
+        notes="512 bases before the gene and 30 % of it are given; genes and alignment differ from Arc's, so their figures set the scale and no more",
+        published=(
+            Published("Evo 2 1B, prokaryotes", "64.9 % recovered", "evo2, scripts/gene_completion"),
+            Published("Evo 2 7B, prokaryotes", "78.7 % recovered", "evo2, scripts/gene_completion"),
+            Published(
+                "Evo 2 40B, prokaryotes", "92.0 % recovered", "evo2, scripts/gene_completion"
+            ),
         ),
     ),
 )

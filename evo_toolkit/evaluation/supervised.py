@@ -146,52 +146,74 @@ def _spearman_by_fold(
 
 
 def fit_linear(
-    kind: Kind, features: Floats, targets: NDArray[Any], penalty: float
-) -> Callable[[Floats], Floats]:
-    """A logistic or ridge regression on standardised features; what it returns gives scores.
+    kind: Kind, features: Floats, targets: NDArray[Any], penalties: Sequence[float]
+) -> list[Callable[[Floats], Floats]]:
+    """A logistic or ridge regression for each penalty; each function returned gives scores.
 
-    Classes count equally, however many examples each has.
+    Features are standardised, and classes count equally, however many examples each has.
     """
-    from sklearn.linear_model import LogisticRegression, Ridge
-
     mean, scale = features.mean(axis=0), features.std(axis=0)
     # A feature that hardly varies would make noise of its own rounding when scaled.
     scale = np.where(scale > 1e-6 * max(1e-12, float(scale.max(initial=0.0))), scale, np.inf)
     x = (features - mean) / scale
 
-    def logistic(y: NDArray[Any]) -> Any:
+    def of_raw(fitted: Callable[[Floats], Floats]) -> Callable[[Floats], Floats]:
+        return lambda new: fitted((new - mean) / scale)
+
+    if kind == "regression":
+        return [of_raw(one) for one in _ridges(x, np.asarray(targets, float), penalties)]
+    return [of_raw(_logistic(kind, x, targets, penalty)) for penalty in penalties]
+
+
+def _ridges(x: Floats, y: Floats, penalties: Sequence[float]) -> list[Callable[[Floats], Floats]]:
+    """Ridge regressions on centred features `[n, F]`: one product of the features for all penalties."""
+    n, width = x.shape
+    offset = float(y.mean())
+    dual = width > n
+    gram = x @ x.T if dual else x.T @ x
+    right = y - offset if dual else x.T @ (y - offset)
+    found: list[Callable[[Floats], Floats]] = []
+    for penalty in penalties:
+        solved = np.linalg.solve(gram + penalty * np.eye(len(gram)), right)
+        weight = x.T @ solved if dual else solved
+        found.append(_affine(np.asarray(weight, float), offset))
+    return found
+
+
+def _affine(weight: Floats, offset: float) -> Callable[[Floats], Floats]:
+    return lambda new: new @ weight + offset
+
+
+def _logistic(
+    kind: Kind, x: Floats, targets: NDArray[Any], penalty: float
+) -> Callable[[Floats], Floats]:
+    from sklearn.linear_model import LogisticRegression
+
+    def fitted(y: NDArray[Any]) -> Any:
         if np.unique(y).size < 2:
             return None
         return LogisticRegression(C=penalty, max_iter=500, class_weight="balanced").fit(x, y)
 
-    if kind == "regression":
-        model = Ridge(alpha=penalty).fit(x, targets)
-        return lambda new: np.asarray(model.predict((new - mean) / scale), float)
     if kind == "multilabel":
-        models = [logistic(targets[:, k]) for k in range(targets.shape[1])]
-
-        def several(new: Floats) -> Floats:
-            z = (new - mean) / scale
-            columns = [np.zeros(len(z)) if m is None else m.decision_function(z) for m in models]
-            return np.stack(columns, axis=1)
-
-        return several
-    one = logistic(targets)
+        models = [fitted(targets[:, k]) for k in range(targets.shape[1])]
+        return lambda new: np.stack(
+            [np.zeros(len(new)) if m is None else m.decision_function(new) for m in models], axis=1
+        )
+    model = fitted(targets)
     if kind == "binary":
-        if one is None:
+        if model is None:
             return lambda new: np.zeros(len(new))
-        return lambda new: np.asarray(one.decision_function((new - mean) / scale), float)
-    classes = int(targets.max()) + 1 if one is None else int(max(one.classes_)) + 1
+        return lambda new: np.asarray(model.decision_function(new), float)
 
-    def proba(new: Floats) -> Floats:
-        result = np.zeros((len(new), classes))
-        if one is None:
+    def shares(new: Floats) -> Floats:
+        result = np.zeros((len(new), int(targets.max()) + 1))
+        if model is None:
             result[:, int(targets[0])] = 1
         else:
-            result[:, one.classes_] = one.predict_proba((new - mean) / scale)
+            result[:, model.classes_] = model.predict_proba(new)
         return result
 
-    return proba
+    return shares
 
 
 @dataclass(eq=False)
@@ -214,32 +236,40 @@ class LinearGrid:
         inner = fold_numbers(part_of(outcome, train), INNER_FOLDS, self.seed)
         best: tuple[float, str, float] | None = None
         for name, matrix in self.candidates.items():
-            for penalty in penalties:
-                value = self._inner_score(outcome, train, inner, matrix, penalty)
+            values = self._inner_scores(outcome, train, inner, matrix, penalties)
+            for penalty, value in zip(penalties, values, strict=True):
                 if best is None or value > best[0]:
                     best = (value, name, penalty)
         assert best is not None
         _, name, penalty = best
         self.chosen.append((name, penalty))
         matrix = self.candidates[name]
-        fitted = fit_linear(
-            outcome.kind, matrix[train].astype(float), outcome.targets[train], penalty
+        (fitted,) = fit_linear(
+            outcome.kind, matrix[train].astype(float), outcome.targets[train], [penalty]
         )
         return _wide(fitted(matrix[test].astype(float)), outcome)
 
-    def _inner_score(
-        self, outcome: Outcome, train: Indices, inner: Indices, matrix: Any, penalty: float
-    ) -> float:
-        scores = np.zeros(_shape(outcome, train.size))
+    def _inner_scores(
+        self,
+        outcome: Outcome,
+        train: Indices,
+        inner: Indices,
+        matrix: NDArray[np.floating],
+        penalties: Sequence[float],
+    ) -> list[float]:
+        """The metric of each penalty on the inner folds; -1 where it cannot be computed."""
+        scores = np.zeros((len(penalties), *_shape(outcome, train.size)))
         for fold in range(INNER_FOLDS):
             rest, held = train[inner != fold], train[inner == fold]
             fitted = fit_linear(
-                outcome.kind, matrix[rest].astype(float), outcome.targets[rest], penalty
+                outcome.kind, matrix[rest].astype(float), outcome.targets[rest], penalties
             )
-            scores[inner == fold] = _wide(fitted(matrix[held].astype(float)), outcome)
+            new = matrix[held].astype(float)
+            for one, predict in zip(scores, fitted, strict=True):
+                one[inner == fold] = _wide(predict(new), outcome)
         part = part_of(outcome, train)
-        value = measure(part, scores, inner)(np.ones(train.size))
-        return -1.0 if np.isnan(value) else value
+        values = [measure(part, one, inner)(np.ones(train.size)) for one in scores]
+        return [-1.0 if np.isnan(value) else value for value in values]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,15 @@ from click.testing import CliRunner, Result
 from evo_data.alphabet import reverse_complement
 from evo_toolkit.cli.main import cli
 from evo_toolkit.errors import EvoError, UsageError
-from evo_toolkit.evaluation.benchmarks import essential_genes, exons, promoters, splice
+from evo_toolkit.evaluation.benchmarks import (
+    brca1_sge,
+    essential_genes,
+    exons,
+    promoters,
+    published_splits,
+    splice,
+    variant_sets,
+)
 from evo_toolkit.evaluation.benchmarks.labelled import LabelledTask, train_overlap
 from evo_toolkit.evaluation.features import (
     FeatureFile,
@@ -25,8 +33,10 @@ from evo_toolkit.evaluation.features import (
 from evo_toolkit.evaluation.genomes import find_genomes
 from evo_toolkit.evaluation.prepared import load_prepared
 from evo_toolkit.evaluation.registry import BENCHMARKS, find
+from evo_toolkit.evaluation.variant_tasks import average_precision, by_stratum
 from evo_toolkit.model.config import StripedHyena2Config
 from evo_toolkit.model.striped_hyena import StripedHyena2
+from evo_toolkit.statistics import StratifiedAuroc
 
 
 def bases(count: int, seed: int, gc: float = 0.5) -> str:
@@ -307,4 +317,241 @@ def test_a_benchmark_from_files_to_figures(tmp_path: Path, promoter_files: list[
     assert run("ecoli-promoters", "--from", tmp_path / "p.npz", "--limit", 5).exit_code == 2
     wrong = run("ecoli-promoters", promoter_files[0])
     assert wrong.exit_code == 2
-    assert "takes 2 files (PROMOTERS OTHERS), 1 were given" in wrong.output
+    assert "takes PROMOTERS OTHERS, 1 files were given" in wrong.output
+
+
+# Published splits
+
+
+def test_a_published_split_is_kept_and_its_leak_is_told(tmp_path: Path) -> None:
+    rows = [(bases(60, i), i % 2) for i in range(24)]
+    (tmp_path / "train.csv").write_text("sequence,label\n" + "".join(f"{s},{y}\n" for s, y in rows[:16]))  # fmt: skip
+    (tmp_path / "test.csv").write_text("sequence,label\n" + "".join(f"{s},{y}\n" for s, y in [*rows[16:], rows[0]]))  # fmt: skip
+    task = published_splits.load_tables([tmp_path / "train.csv", tmp_path / "test.csv"])
+    assert task.columns["published_test"].tolist() == [False] * 16 + [True] * 9
+    assert task.examples.kind == "binary"
+    assert any("1 of 9 test sequences share a 31-mer" in note for note in task.examples.notes)
+    result = run("gue", tmp_path / "train.csv", tmp_path / "test.csv", "--no-cnn", "--resamples", 5, "--rounds", 1, "-o", tmp_path / "o.json")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "o.json").read_text())["figures"]
+    assert figures["split"] == "published"
+    assert figures["num_examples"] == 9
+
+
+def test_other_formats_of_published_splits(tmp_path: Path) -> None:
+    import pandas as pd
+
+    sequences = [bases(50, i) for i in range(12)]
+    labels = [i % 3 for i in range(12)]
+    write_fasta(tmp_path / "train.fna", [(f"chr1:{i}|{labels[i]}", sequences[i]) for i in range(6)])
+    pd.DataFrame({"sequence": sequences[6:], "label": labels[6:]}).to_parquet(tmp_path / "test.parquet")  # fmt: skip
+    task = published_splits.load_tables([tmp_path / "train.fna", tmp_path / "test.parquet"])
+    assert task.examples.kind == "multiclass"
+    assert list(task.examples.sequences) == sequences
+    assert task.targets.tolist() == labels
+    for index, sequence in enumerate(sequences):
+        folder = tmp_path / "gb" / ("train" if index < 8 else "test") / f"class{index % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index}.txt").write_text(sequence.lower() + "\n")
+    task = published_splits.load_folder([tmp_path / "gb"])
+    assert sorted(task.examples.sequences) == sorted(sequences)
+    assert task.columns["published_test"].sum() == 4
+    with pytest.raises(EvoError, match="has no train/CLASS"):
+        published_splits.load_folder([tmp_path])
+    (tmp_path / "bad.csv").write_text("seq,label\nACGT,1\n")
+    with pytest.raises(EvoError, match=r"bad\.csv has no column sequence; its columns are seq, label"):  # fmt: skip
+        published_splits.load_tables([tmp_path / "bad.csv", tmp_path / "bad.csv"])
+
+
+def test_bend_reads_intervals_and_one_label_or_several(tmp_path: Path) -> None:
+    text = bases(400, 1)
+    write_fasta(tmp_path / "g.fa", [("chr1", text.lower())])
+    header = "chromosome\tstart\tend\tsplit\tlabel\n"
+    lines = [f"chr1\t{i * 40}\t{i * 40 + 30}\t{part}\t{i % 2}\n" for i, part in enumerate(["train", "train", "valid", "valid", "test", "test"])]  # fmt: skip
+    bed = tmp_path / "t.bed"
+    bed.write_text(header + "".join(lines))
+    task = published_splits.load_bend([tmp_path / "g.fa", bed])
+    assert task.examples.sequences[1] == text[40:70]
+    assert task.columns["published_test"].tolist() == [False] * 4 + [True] * 2
+    several = [line.replace("\t1\n", "\t0,3\n") for line in lines]
+    bed.write_text(header + "".join(several))
+    task = published_splits.load_bend([tmp_path / "g.fa", bed])
+    assert task.examples.kind == "multilabel"
+    assert task.targets[1].tolist() == [True, True]
+    bed.write_text(header + lines[0].replace("30", "3000"))
+    with pytest.raises(EvoError, match="line 2: 0 to 3000 is no interval within chr1"):
+        published_splits.load_bend([tmp_path / "g.fa", bed])
+
+
+# Variants
+
+
+@pytest.fixture
+def chromosome(tmp_path: Path) -> tuple[Path, str]:
+    text = bases(3000, 11)
+    return write_fasta(tmp_path / "c.fa", [("17", text)]), text
+
+
+def other_base(base: str, step: int = 1) -> str:
+    return "ACGT"[("ACGT".index(base) + step) % 4]
+
+
+def test_clinvar_takes_reviewed_clear_variants_that_fit(
+    tmp_path: Path, chromosome: tuple[Path, str]
+) -> None:
+    genome, text = chromosome
+    head = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+
+    def line(pos: int, meaning: str, ref: str = "", alt: str = "", stars: str = "criteria_provided,_single_submitter", mc: str = "SO:1|missense_variant") -> str:  # fmt: skip
+        ref = ref or text[pos - 1]
+        return f"chr17\t{pos}\t.\t{ref}\t{alt or other_base(ref)}\t.\t.\tCLNSIG={meaning};CLNREVSTAT={stars};MC={mc};GENEINFO=GENE:1\n"  # fmt: skip
+
+    rows = [
+        line(1001, "Pathogenic", mc="SO:1|missense_variant,SO:2|nonsense"),
+        line(1501, "Likely_benign"),
+        line(1502, "Benign", stars="no_assertion_criteria_provided"),
+        line(1503, "Uncertain_significance"),
+        line(1504, "Benign", ref=other_base(text[1503], 2)),
+        line(1505, "Benign", alt="<DEL>"),
+        line(1601, "Benign", alt=text[1600] + 4 * other_base(text[1600])),
+        line(1701, "Benign"),
+        line(1701, "Pathogenic"),
+    ]
+    (tmp_path / "c.vcf").write_text(head + "".join(rows))
+    found = variant_sets.load_clinvar([genome, tmp_path / "c.vcf"])
+    assert found.positive.tolist() == [True, False, False]
+    assert found.consequences.tolist() == ["nonsense", "missense_variant", "missense_variant"]
+    assert [edit.start for _, _, edit in found.places] == [1000, 1500, 1601]
+    assert found.left_out == {"ref_mismatch": 1, "symbolic": 1, "repeated": 1, "labels that contradict each other": 1}  # fmt: skip
+    assert set(found.chromosomes) == {"17"}
+    again = variant_sets.VariantSet.of_prepared(_through_file(found, tmp_path))
+    assert again.places == found.places
+    assert again.groups.tolist() == found.groups.tolist()
+    (tmp_path / "d.vcf").write_text(head + rows[0])
+    with pytest.raises(EvoError, match="no positive and negative variants"):
+        variant_sets.load_clinvar([genome, tmp_path / "d.vcf"])
+
+
+def _through_file(found: variant_sets.VariantSet, folder: Path) -> Any:
+    found.prepared("clinvar", {}).save(folder / "v.npz")
+    return load_prepared(folder / "v.npz", "clinvar")
+
+
+def test_tables_of_variants_are_scored_as_score_does(
+    tmp_path: Path, chromosome: tuple[Path, str], model: StripedHyena2, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    from evo_toolkit.evaluation import variant_tasks
+    from evo_toolkit.variants.api import score_variants
+
+    genome, text = chromosome
+    rows = ["chrom,pos,ref,alt,label,consequence"]
+    for i in range(24):
+        pos = 500 + 60 * i
+        rows.append(f"17,{pos},{text[pos - 1]},{other_base(text[pos - 1])},{i % 3 == 0},{'a' if i % 2 else 'b'}")  # fmt: skip
+    table = tmp_path / "t.csv"
+    table.write_text("\n".join(rows))
+    prepared = variant_tasks.prepare_variants(find("traitgym"), [genome, table])
+    monkeypatch.setattr(variant_tasks, "LEAST_OF_EACH", 2)
+    result = variant_tasks.run_variants(prepared, model, window=64, resamples=20)
+    figures = result["figures"]
+    assert figures["num_positive"] == 8
+    assert set(figures["by_consequence"]) == {"a", "b"}
+    texts = [f"17-{f[1]}-{f[2]}-{f[3]}" for f in (row.split(",") for row in rows[1:])]
+    scores = score_variants(model, texts, genome, window=64, allow_out_of_domain=True)["dll"]
+    positive = np.arange(24) % 3 == 0
+    expected = StratifiedAuroc(-np.asarray(scores, float), positive)()
+    assert figures["all"]["model"]["AUROC"]["value"] == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(UsageError, match="--window 20000 is longer than"):
+        variant_tasks.run_variants(prepared, model, window=20_000)
+    table.write_text("\n".join([rows[0], rows[1].replace("True", "perhaps")]))
+    with pytest.raises(EvoError, match="line 2: label 'perhaps' is none of"):
+        variant_tasks.prepare_variants(find("traitgym"), [genome, table])
+
+
+def test_average_precision_is_that_of_scikit_learn_with_multiplicities() -> None:
+    from sklearn.metrics import average_precision_score
+
+    random = np.random.default_rng(0)
+    positive = random.random(60) < 0.3
+    scores = np.round(positive + random.normal(0, 1, 60), 1)  # with ties
+    times = random.integers(0, 3, 60)
+    expected = average_precision_score(np.repeat(positive, times), np.repeat(scores, times))
+    assert average_precision(positive, scores, times.astype(float)) == pytest.approx(expected)
+    strata = np.arange(60) % 2
+    parts = [average_precision_score(positive[strata == k], scores[strata == k]) for k in (0, 1)]
+    assert by_stratum(positive, scores, strata, np.ones(60)) == pytest.approx(np.mean(parts))
+
+
+def test_brca1_windows_hold_the_variant_in_the_middle(tmp_path: Path, chromosome: tuple[Path, str]) -> None:  # fmt: skip
+    genome, text = chromosome
+    head = "##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+    rows = []
+    for i in range(8):
+        pos = 1000 + 20 * i
+        rows.append(f"17\t{pos}\t.\t{text[pos - 1]}\t{other_base(text[pos - 1])}\t.\t.\tFCLASS={('LOF', 'INT', 'FUNC')[i % 3]};EXPT=X{i // 2};CONS={'Missense' if i % 2 else 'Intronic'};CADD={i}\n")  # fmt: skip
+    (tmp_path / "b.vcf").write_text(head + "".join(rows))
+    task = brca1_sge.load_brca1([genome, tmp_path / "b.vcf"])
+    middle = brca1_sge.WINDOW // 2
+    for i, sequence in enumerate(task.examples.sequences):
+        assert sequence == text[999 + 20 * i - middle : 999 + 20 * i + middle]
+        assert "ACGT"[task.columns["alt"][i]] == other_base(sequence[middle])
+    assert task.targets.tolist() == [1, 0, 0, 1, 0, 0, 1, 0]
+    assert task.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert task.columns["score.CADD"].tolist() == list(range(8))
+    assert task.columns["feature.consequence"].tolist() == [[1, 0], [0, 1]] * 4
+
+
+# Assays and completion
+
+
+def test_an_assay_groups_by_place_and_ranks_by_likelihood(tmp_path: Path, model: StripedHyena2) -> None:  # fmt: skip
+    from evo_toolkit.evaluation import assay_tasks
+    from evo_toolkit.inference.likelihood import log_likelihood
+
+    wild = bases(60, 4)
+    variants = [wild[:i] + other_base(wild[i], k) + wild[i + 1 :] for i in (5, 20, 40) for k in (1, 2)]  # fmt: skip
+    variants.append(variants[0][:50] + other_base(variants[0][50]) + variants[0][51:])
+    values = [
+        float(
+            log_likelihood(model, [s])[0]
+            + log_likelihood(model, [reverse_complement(s.encode())])[0]
+        )
+        for s in variants
+    ]
+    table = tmp_path / "d.csv"
+    table.write_text("mutated_sequence,DMS_score\n" + "".join(f"{s},{v}\n" for s, v in zip(variants, values, strict=True)))  # fmt: skip
+    prepared = assay_tasks.prepare_assay(find("dms"), [table])
+    task = LabelledTask.of_prepared(prepared)
+    assert task.groups.tolist() == [0, 0, 1, 1, 2, 2, 0]
+    assert task.columns["score.mutations"].tolist() == [-1] * 6 + [-2]
+    figures = assay_tasks.run_assay(prepared, model, resamples=10)["figures"]
+    assert figures["figures"]["model"]["value"] == 1.0
+    table.write_text("mutated_sequence,DMS_score\nMKTAYI,1\n")
+    with pytest.raises(EvoError, match="line 2: mutated_sequence holds other letters"):
+        assay_tasks.prepare_assay(find("dms"), [table])
+
+
+def test_completion_asks_for_the_rest_of_genes(tmp_path: Path, project_root: Path, model: StripedHyena2) -> None:  # fmt: skip
+    from evo_toolkit.evaluation.completion_tasks import (
+        prepare_completion,
+        recovery,
+        run_completion,
+        translate,
+    )
+    from evo_toolkit.evaluation.genomes import encode
+
+    assert translate(encode(b"ATGAANTGGTAAAAA")) == "MXW"
+    assert recovery("MKTAYIAKQR", "MKTAYIAKQR") == 1.0
+    assert recovery("MKTAYIAKQR", "MKTAYI") == pytest.approx(0.6)
+    assert recovery("MKT", "") == 0.0
+    demo = project_root / "data" / "evo_data" / "demo"
+    prepared = prepare_completion(find("gene-completion"), [demo / "NC_000932.fa", demo / "NC_000932.gff3"], limit=2)  # fmt: skip
+    records = prepared.genomes[0].records
+    for prompt, rest in zip(records[::2], records[1::2], strict=True):
+        gene = np.concatenate([prompt[512:], rest])
+        protein = translate(gene)
+        assert len(protein) == gene.size // 3 - 1  # from the start codon to the only stop
+        assert 0.25 < (prompt.size - 512) / gene.size <= 0.3
+    found = run_completion(prepared, model, resamples=10)["figures"]["figures"]
+    assert 0 <= found["model"]["value"] < 0.3
+    assert found["another gene"]["value"] < 0.3

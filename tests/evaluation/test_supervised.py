@@ -199,3 +199,10 @@ def test_the_small_network_finds_a_motif_and_repeats_itself() -> None:
     scores = [CnnPredictor(texts, epochs=12, seed=1)(outcome, train, test) for _ in range(2)]
     assert np.array_equal(scores[0], scores[1])
     assert roc_auc_score(targets[test], scores[0]) > 0.9
+
+
+def test_the_small_network_needs_no_more_groups_than_there_are() -> None:
+    texts = ["ACGT" * 10, "TTTTAAAA" * 5] * 10
+    outcome = Outcome("binary", np.arange(20) % 2, np.arange(20) // 7)
+    train, test = np.flatnonzero(outcome.groups < 2), np.flatnonzero(outcome.groups == 2)
+    assert CnnPredictor(texts, epochs=1)(outcome, train, test).shape == (6,)

@@ -18,6 +18,8 @@ from evo_toolkit.finetuning.splits import join_groups, sequence_hashes
 
 OVERLAP = "train_overlap"
 """The column with the share of each sequence's 31-mers that also stand in a training genome."""
+SPLIT = "published_test"
+"""The column that says which examples a published split tests on."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -76,7 +78,9 @@ class LabelledTask:
         """At most so many examples: whole groups, drawn, until there are enough."""
         if most is None or most >= len(self):
             return self
-        groups = self.groups
+        names = np.arange(len(self)) if self.examples.groups is None else self.examples.groups
+        # In the order of their names, so that the draw does not hang on the order of the rows.
+        groups = np.unique(names, return_inverse=True)[1]
         order = np.random.default_rng(seed).permutation(groups.max() + 1)
         sizes = np.bincount(groups)[order]
         kept = order[: int(np.searchsorted(np.cumsum(sizes), most, "right"))]
