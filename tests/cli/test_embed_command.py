@@ -15,10 +15,13 @@ from click.testing import CliRunner, Result
 from evo_data.alphabet import reverse_complement
 from evo_data.fasta import Fasta
 from evo_toolkit.cli import embed as command
+from evo_toolkit.cli.embed_store import GroupStore
 from evo_toolkit.cli.main import cli
 from evo_toolkit.inference.embed import EmbeddingRunner, embed
+from evo_toolkit.inference.embed_files import EmbeddedGroup
 from evo_toolkit.inference.readings import POOLS, STRANDS
 from evo_toolkit.model.striped_hyena import StripedHyena2
+from evo_toolkit.variants.resume import ResumeError
 
 LAYERS = ("blocks.1", "norm")
 
@@ -328,3 +331,15 @@ def test_wrong_use_is_one_line(
     refused = embed_it(tmp_path / "e.h5ad")
     assert refused.exit_code == 2 and "evo-toolkit[anndata]" in refused.stderr
     assert command.POOL_CHOICES == POOLS and command.STRAND_CHOICES == STRANDS
+
+
+def test_a_group_of_other_sequences_is_no_group_of_this_run(tmp_path: Path) -> None:
+    group = EmbeddedGroup(columns={"id": ["a"]}, layers={"norm": [np.ones(3, np.float32)]})
+    with GroupStore(tmp_path / "e.npz", {"is": "the same"}) as store:
+        store.begin((), 0)
+        store.save_group(0, "digest", group)
+        assert store.has(0, "digest") and not store.has(1, "digest")
+        with pytest.raises(ResumeError, match="the input is another one"):
+            store.has(0, "another")
+        (found,) = store.groups(["norm"])
+        np.testing.assert_array_equal(found.layers["norm"][0], np.ones(3))
