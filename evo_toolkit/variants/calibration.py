@@ -38,6 +38,7 @@ from evo_data.contigs import ContigAliases
 from evo_data.fasta import Fasta
 from evo_data.files import atomic_output
 from evo_toolkit.errors import EvoError, UsageError
+from evo_toolkit.variants.scores import require_same_run
 
 FORMAT_VERSION = 1
 FLANK = 2
@@ -116,12 +117,10 @@ class Calibration:
         Raises:
             EvoError: naming the first difference.
         """
-        for key in _MADE_OF:
-            if run.get(key) != self.run.get(key):
-                raise EvoError(
-                    f"the calibration was made with {key} {self.run.get(key)}, the scores with {run.get(key)}; "
-                    "make one with the same model and options (data calibrate)"
-                )
+        require_same_run(
+            "the calibration was made", self.run, run, _MADE_OF,
+            "make one with the same model and options (data calibrate)",
+        )  # fmt: skip
 
     def save(self, path: Path | str, *, force: bool = False) -> None:
         """Write the calibration as JSON."""

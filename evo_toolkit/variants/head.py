@@ -44,7 +44,7 @@ from evo_toolkit.inference.head_files import (
     write_head_file,
 )
 from evo_toolkit.variants.methods import Method, Values, WindowOutputs
-from evo_toolkit.variants.scores import Column
+from evo_toolkit.variants.scores import Column, require_same_run
 
 if TYPE_CHECKING:
     from evo_toolkit.model.striped_hyena import StripedHyena2
@@ -159,11 +159,10 @@ class VariantHead:
         Raises:
             EvoError: naming the first difference.
         """
-        for key in MADE_WITH:
-            if run.get(key) != self.run.get(key):
-                raise EvoError(
-                    f"head {self.name} was fitted with {key} {self.run.get(key)}, and this run has {run.get(key)}; use the same, or a head that was fitted with them"
-                )
+        require_same_run(
+            f"head {self.name} was fitted", self.run, run, MADE_WITH,
+            "use the same, or a head that was fitted with them",
+        )  # fmt: skip
 
     def features_of(self, outputs: WindowOutputs) -> NDArray[np.float64]:
         """`[F]` features of one strand; those of equal windows have a difference of 0."""

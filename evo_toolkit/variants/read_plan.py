@@ -51,6 +51,14 @@ class Splits:
         """The last split."""
         return self.middle + (self.number - 1) * self.chunk
 
+    def last(self, wanted: Wanted) -> int:
+        """How far prefixes are read at most: to the last split, or to the last place of a fork."""
+        return (
+            self.deepest
+            if wanted.alternate
+            else self.reach(self.middle + self.step - 1, self.window)
+        )
+
     @property
     def longest(self) -> int:
         """Bases of the longest suffix."""
@@ -91,7 +99,7 @@ class Splits:
         position = self.position(fork, length)
         if not position or fork >= length:
             return position
-        beyond = min(-(-(fork - self.middle) // self.chunk), self.number)
+        beyond = -(-min(fork - self.middle, self.step - 1) // self.chunk)
         return min(self.middle + beyond * self.chunk, length)
 
 

@@ -216,6 +216,8 @@ class ReusedPrefixes:
             self.halve()
             rows = self._prefix_shape[0]
         one = Prefix(ref, {self.splits.middle: Split(self.splits.middle)})
+        # What many places share is read to the last of them.
+        one.splits.setdefault(last := self.splits.last(self.wanted), Split(last))
         one.splits[self.splits.middle].add(alt, self.splits.middle + self.splits.longest)
         start = time.perf_counter()
         with torch.inference_mode():

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from evo_data.annotations import with_carried
 from evo_data.contigs import ContigAliases
@@ -30,6 +30,7 @@ from evo_toolkit.variants.suffix import Suffix
 
 if TYPE_CHECKING:
     from evo_toolkit.model.striped_hyena import StripedHyena2
+    from evo_toolkit.variants.window_runner import WindowRunner
 
 UNINFORMATIVE_BITS = 1.95
 """Reference bits per base above which a model predicts a sequence no better than its composition:
@@ -39,6 +40,34 @@ CHECK_REF = {"e": "stop", "w": "score the others", "x": "leave the record out"}
 """What becomes of a record whose REF is not the genome's; letters as in `bcftools norm -c`."""
 
 _MOST_NAMES = 8
+
+
+@dataclass
+class Places:
+    """How many places of a genome records have, and how many stretches of one length hold them.
+
+    Right for records in the order of the genome; others are counted more than once.
+    """
+
+    by_bits: list[int] = field(default_factory=lambda: [0] * 33)
+    """By how many bits of the position are not those of the place before; 32 on a new contig."""
+
+    _last: tuple[str, int] | None = field(default=None, repr=False)
+
+    def add(self, contig: str, position: int) -> None:
+        last = self._last
+        known = last is not None and last[0] == contig
+        changed = min(32, (position ^ last[1]).bit_length()) if known and last else 32
+        self.by_bits[changed] += 1
+        self._last = (contig, position)
+
+    def number(self, step: int = 1) -> int:
+        """Stretches that hold a place, each so many bases long, or the next power of two below."""
+        return sum(self.by_bits[step.bit_length() :])
+
+    def part(self, share: float) -> Places:
+        """As many as so large a part of the records has."""
+        return Places([round(number * share) for number in self.by_bits])
 
 
 @dataclass
@@ -58,7 +87,7 @@ class Variants:
         num_ref_excluded: Records left out for their REF (`check_ref` "x"); of a stream so far.
         num_alleles: Alternate alleles of those that pass.
         num_candidates: Those that may be scored, as far as their text and contig tell.
-        num_sites: Distinct places of the candidates.
+        places: Of the candidates.
         part: First and last record (not included) of those that are wanted, from 0; None is all.
             The counts of alleles and sites are then estimates.
     """
@@ -75,7 +104,7 @@ class Variants:
     num_ref_excluded: int = 0
     num_alleles: int = 0
     num_candidates: int = 0
-    num_sites: int = 0
+    places: Places = field(default_factory=Places)
     part: tuple[int, int] | None = None
     _reader: VariantReader = field(kw_only=True, repr=False)
     _stream: Iterator[VcfRecord] | None = field(default=None, kw_only=True, repr=False)
@@ -115,8 +144,10 @@ class Variants:
         total = self.num_records
         first, last = (number - 1) * total // parts, number * total // parts
         self.part, self.num_records = (first, last), last - first
-        for name in ("num_alleles", "num_candidates", "num_sites"):
-            setattr(self, name, round(getattr(self, name) * (last - first) / max(1, total)))
+        share = (last - first) / max(1, total)
+        for name in ("num_alleles", "num_candidates"):
+            setattr(self, name, round(getattr(self, name) * share))
+        self.places = self.places.part(share)
 
     def _annotated(self, records: Iterator[VcfRecord]) -> Iterator[VcfRecord]:
         if self._consequences is None:
@@ -227,7 +258,6 @@ def _scan(
     if info_prefix is not None:
         taken = re.compile(rb"(?:^|;)" + re.escape(info_prefix.encode()) + rb"_[^=;]*")
     first: list[VcfRecord] = []
-    place: tuple[str, int] | None = None
     with reader:
         for record in reader:
             if not passes(record, found.filters):
@@ -252,8 +282,7 @@ def _scan(
             )
             if candidates and record.contig in found.contigs:
                 found.num_candidates += candidates
-                found.num_sites += place != (record.contig, record.pos)
-                place = (record.contig, record.pos)
+                found.places.add(record.contig, record.pos)
     return first
 
 
@@ -384,8 +413,8 @@ class ScoringRun:
 
         A place needs its reference and each of its alternates once on every strand.
         """
-        windows = workload(self.variants, self.info.strands)
-        return None if windows is None else self.scorer.runner.estimate(*windows)
+        work = workload(self.variants, self.info.strands)
+        return None if work is None else work.seconds(self.scorer.runner)
 
     def records(self) -> Iterator[ScoredRecord]:
         """Score the variants, in order."""
@@ -396,12 +425,26 @@ class ScoringRun:
         return bits_line(self.scorer.reference_bits)
 
 
-def workload(variants: Variants, strands: str) -> tuple[int, int] | None:
-    """Reference and alternate windows of a run; None where the records cannot be counted."""
+class Workload(NamedTuple):
+    """What a run has to read, as far as a file's records tell before any window is placed."""
+
+    places: Places
+    num_alternates: int
+    num_strands: int
+
+    def seconds(self, runner: WindowRunner) -> float:
+        """What a runner needs for it, by its probe."""
+        return runner.estimate(
+            self.places.number(runner.step) * self.num_strands,
+            self.num_alternates * self.num_strands,
+        )
+
+
+def workload(variants: Variants, strands: str) -> Workload | None:
+    """What a run has to read; None where the records cannot be counted."""
     if variants.num_records is None:
         return None
-    number = 2 if strands == "both" else 1
-    return variants.num_sites * number, variants.num_candidates * number
+    return Workload(variants.places, variants.num_candidates, 2 if strands == "both" else 1)
 
 
 def bits_line(reference_bits: ReferenceBits) -> str | None:

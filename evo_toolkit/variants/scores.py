@@ -32,6 +32,7 @@ from evo_data.csq import worst_consequence
 from evo_data.variant import AlleleStatus, Variant
 from evo_data.vcf import VcfRecord
 from evo_data.windows import StrandWindow
+from evo_toolkit.errors import EvoError
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,3 +252,29 @@ class RunInfo:
     heads: tuple[tuple[str, str], ...] = ()
     """Name and sha256 of each fitted head."""
     preset: str | None = None
+
+
+def require_same_run(
+    what: str,
+    made_with: Mapping[str, object],
+    run: Mapping[str, object],
+    keys: Sequence[str],
+    advice: str,
+) -> None:
+    """Raise unless scores are made with what something else was made with.
+
+    Args:
+        what: The other thing and what became of it, such as "head x was fitted".
+        made_with: What it was made with; a key that is missing counts as None.
+        run: Values of `RunInfo`.
+        keys: What the two must have in common.
+        advice: What to do instead.
+
+    Raises:
+        EvoError: naming the first difference.
+    """
+    for key in keys:
+        if run.get(key) != made_with.get(key):
+            raise EvoError(
+                f"{what} with {key} {made_with.get(key)}, the scores with {run.get(key)}; {advice}"
+            )

@@ -6,7 +6,8 @@
 On random bases, both strands. `exact`: SNVs that share no window, through the scoring engine, in turns
 with the products of its forwards alone (the same shapes and numbers of `F.linear` on tensors that are
 there already); prints the share of the products' rate that scoring reaches, the median over the
-turns, so that what else runs on the machine slows both sides. `marginal`: SNVs of which every window
+turns, so that what else runs on the machine slows both sides; and the same of processor time, which
+waiting for a processor does not count in. `marginal`: SNVs of which every window
 holds as many as asked for, first spread evenly and then all alternates of neighbouring bases; prints SNVs
 a second.
 """
@@ -20,9 +21,9 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,10 +81,17 @@ class ProductsAlone:
                 F.linear(self._inputs[rows, terms], self._weights[columns, terms])
 
 
-def seconds_of(function: Any) -> float:
-    start = time.perf_counter()
+class Took(NamedTuple):
+    """Seconds by the clock, and those of them that this process had a processor; of all threads."""
+
+    wall: float
+    processor: float
+
+
+def took(function: Callable[[], object]) -> Took:
+    wall, processor = time.perf_counter(), time.process_time()
     function()
-    return time.perf_counter() - start
+    return Took(time.perf_counter() - wall, time.process_time() - processor)
 
 
 def snvs(bases: bytes, positions: Sequence[int], alternates: int) -> list[VcfRecord]:
@@ -135,18 +143,17 @@ def exact_share(
     alone = ProductsAlone(products.counts)
     alone()
     scorer.runner.count = type(scorer.runner.count)()
-    turns = []
-    for _ in range(rounds):
-        turns.append((seconds_of(lambda: score(scorer, records)), seconds_of(alone)))
+    turns = [(took(lambda: score(scorer, records)), took(alone)) for _ in range(rounds)]
     tokens = scorer.runner.count.tokens / rounds
-    scoring, products_alone = (statistics.median(side) for side in zip(*turns, strict=True))
+    shares = [product.wall / whole.wall for whole, product in turns]
     return {
         "tokens": tokens,
-        "tokens_per_second": tokens / scoring,
-        "products_alone_tokens_per_second": tokens / products_alone,
-        "share": statistics.median(product / whole for whole, product in turns),
-        "lowest_share": min(product / whole for whole, product in turns),
-        "highest_share": max(product / whole for whole, product in turns),
+        "tokens_per_second": tokens / statistics.median(whole.wall for whole, _ in turns),
+        "products_alone_tokens_per_second": tokens / statistics.median(p.wall for _, p in turns),
+        "share": statistics.median(shares),
+        "lowest_share": min(shares),
+        "highest_share": max(shares),
+        "share_of_processor_time": statistics.median(p.processor / w.processor for w, p in turns),
     }
 
 
@@ -165,11 +172,12 @@ def marginal_rate(
     records = snvs(bases, positions, alternates)
     number = score(scorer, records)
     scorer.runner.count = type(scorer.runner.count)()
-    seconds = statistics.median(seconds_of(lambda: score(scorer, records)) for _ in range(rounds))
+    turns = [took(lambda: score(scorer, records)) for _ in range(rounds)]
     count = scorer.runner.count
     return {
         "snvs": number,
-        "snvs_per_second": number / seconds,
+        "snvs_per_second": number / statistics.median(turn.wall for turn in turns),
+        "snvs_per_processor_second": number / statistics.median(turn.processor for turn in turns),
         "tokens_per_snv": count.tokens / rounds / number,
         "padding": count.padding / count.tokens,
     }
@@ -199,7 +207,7 @@ def main() -> None:
         path.write_bytes(b">" + CONTIG.encode() + b"\n" + bases + b"\n")
         with Fasta(path) as genome:
             found = results["exact"] = exact_share(model, genome, bases, window, given.rounds)
-            print(f"exact: {found['tokens_per_second']:,.0f} tokens/s, {found['share']:.1%} ({found['lowest_share']:.1%} to {found['highest_share']:.1%}) of its products alone, {found['products_alone_tokens_per_second']:,.0f} tokens/s", flush=True)  # fmt: skip
+            print(f"exact: {found['tokens_per_second']:,.0f} tokens/s, {found['share']:.1%} ({found['lowest_share']:.1%} to {found['highest_share']:.1%}) of its products alone, {found['products_alone_tokens_per_second']:,.0f} tokens/s; of processor time {found['share_of_processor_time']:.1%}", flush=True)  # fmt: skip
             places = -(-given.snvs // 3)
             spread = np.linspace(window, window * (1 + given.windows), given.windows * given.snvs, endpoint=False)  # fmt: skip
             layouts = {
@@ -210,7 +218,7 @@ def main() -> None:
                 for mode in given.modes:
                     found = marginal_rate(model, genome, bases, window, mode, positions, alternates, given.rounds)  # fmt: skip
                     results[f"marginal, {mode}, {name}"] = found
-                    print(f"marginal, {mode}, {name}: {found['snvs_per_second']:,.0f} SNVs/s, {found['tokens_per_snv']:.1f} tokens each +{found['padding']:.1%}", flush=True)  # fmt: skip
+                    print(f"marginal, {mode}, {name}: {found['snvs_per_second']:,.0f} SNVs/s ({found['snvs_per_processor_second']:,.0f} a second of processor time), {found['tokens_per_snv']:.1f} tokens each +{found['padding']:.1%}", flush=True)  # fmt: skip
     if given.json:
         given.json.write_text(json.dumps(results, indent=1) + "\n")
 

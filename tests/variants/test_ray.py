@@ -20,6 +20,7 @@ from evo_data.vcf import VariantReader
 from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.variants.chunks import cut
 from evo_toolkit.variants.ray_executor import RayWorkers
+from evo_toolkit.variants.run import Places, Workload
 from evo_toolkit.variants.workers import ChunkScorer, WorkerSetting, score_chunks
 
 ray = pytest.importorskip("ray")
@@ -52,7 +53,7 @@ def setting(toy_model_dir: Path) -> WorkerSetting:
     genome = Fasta(FASTA)
     return WorkerSetting(
         model=str(toy_model_dir), precision="default", allow_inaccurate=False, genome=genome,
-        contigs=ContigAliases(genome.lengths), workload=(10, 30),
+        contigs=ContigAliases(genome.lengths), workload=Workload(Places([0] * 32 + [10]), 30, 1),
     )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ from evo_toolkit.variants import workers as workers_module
 from evo_toolkit.variants.chunks import Chunk, ChunkScores, cut
 from evo_toolkit.variants.dry_run import Forecast, forecast
 from evo_toolkit.variants.resume import ChunkStore, ResumeError, differences
-from evo_toolkit.variants.run import ScoringRun
+from evo_toolkit.variants.run import Places, ScoringRun, Workload
 from evo_toolkit.variants.score import ReferenceBits
 from evo_toolkit.variants.scores import AlleleScore
 from evo_toolkit.variants.skipped import REASONS
@@ -543,7 +543,7 @@ def setting(variants: Path, toy_model_dir: Path) -> WorkerSetting:
     contigs = ContigAliases(genome.lengths)
     return WorkerSetting(
         model=str(toy_model_dir), precision="default", allow_inaccurate=False, genome=genome,
-        contigs=contigs, workload=(20, 60),
+        contigs=contigs, workload=Workload(Places([0] * 32 + [20]), 60, 1),
     )  # fmt: skip
 
 
@@ -686,6 +686,26 @@ class TestDryRun:
         found = Forecast(Summary(), TokenCount(100, 60, 200), 4, 10, 8.0)
         assert found.is_extrapolated and found.tokens == 250 and found.seconds() == 50.0
         assert Forecast(Summary(), TokenCount(), 0, 0, None).seconds() is None
+
+    def test_places_are_counted_by_the_windows_that_hold_them(self) -> None:
+        rng = random.Random(1)
+        placed = sorted((c, rng.randrange(1, 5000)) for c in "ab" for _ in range(300))
+        places = Places()
+        for contig, position in placed:
+            places.add(contig, position)
+        for step in (1, 2, 8, 64, 1024):
+            assert places.number(step) == len({(c, p // step) for c, p in placed})
+        assert places.number(96) == places.number(64)
+        assert places.part(0.5).number() == pytest.approx(places.number() / 2, rel=0.01)
+
+        class Asked:
+            step = 64
+
+            def estimate(self, num_references: int, num_alternates: int) -> float:
+                assert (num_references, num_alternates) == (2 * places.number(64), 600)
+                return 3.0
+
+        assert Workload(places, 300, 2).seconds(Asked()) == 3.0  # type: ignore[arg-type]
 
     def test_nothing_is_written(self, variants: Path, toy_model_dir: Path, tmp_path: Path) -> None:
         output = tmp_path / "o.tsv"

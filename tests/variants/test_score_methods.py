@@ -188,7 +188,7 @@ def test_methods_with_cut_suffixes_end_where_alleles_were_read_to(
                 assert np.isnan(found) if value is None else found == pytest.approx(value, abs=NATS), (variant, name)  # fmt: skip
 
 
-@pytest.mark.parametrize(("window", "fork", "read"), [(256, 131, 131), (256, 128, 128), (1024, 513, 516), (256, 136, 136), (256, 140, 256), (256, 5, 256)])  # fmt: skip
+@pytest.mark.parametrize(("window", "fork", "read"), [(256, 131, 131), (256, 128, 128), (1024, 513, 516), (256, 135, 135), (256, 136, 256), (256, 5, 256)])  # fmt: skip
 def test_a_marginal_takes_what_stands_before_it(
     toy_model: StripedHyena2, window: int, fork: int, read: int
 ) -> None:
