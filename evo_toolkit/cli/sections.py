@@ -23,13 +23,14 @@ class SectionedCommand(click.Command):
 
     def __init__(
         self,
-        *args: Any,
+        name: str | None,
+        *,
         sections: Mapping[str, Sequence[str]] | None = None,
         examples: Sequence[tuple[str, str]] = (),
         **options: Any,
     ) -> None:
         settings = {"max_content_width": WIDTH, **(options.pop("context_settings", None) or {})}
-        super().__init__(*args, context_settings=settings, **options)
+        super().__init__(name, context_settings=settings, **options)
         self.sections = dict(sections or {})
         self.examples = tuple(examples)
 
