@@ -14,6 +14,13 @@ longest     the longest context that trains: bfloat16 weights and gradients, MLP
 adamw       the same with float32 weights and AdamW, divided over the ranks
 forward     log-probabilities of a sequence of a million
 large       attention on one GPU where a tensor has 2^31 elements, against rows computed one by one
+foretold    no measurement: what `evo_toolkit.parallel.cost` says of steps over up to 64 GPUs
+
+Under 10 minutes each on two H200s, by what the cost model says of the steps:
+
+    ... --sections agreement layers forward large
+    ... --sections step
+    ... --sections longest adamw
 """
 
 from __future__ import annotations
@@ -45,9 +52,10 @@ from evo_toolkit.model.registry import MODELS
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.parallel import ContextParallel, context_parallel
 from evo_toolkit.parallel.communication import counted
+from evo_toolkit.parallel.cost import step_cost
 from evo_toolkit.training.loss import NextTokenObjective
 
-SECTIONS = ("agreement", "layers", "step", "longest", "adamw", "forward", "large")
+SECTIONS = ("agreement", "layers", "step", "longest", "adamw", "forward", "large", "foretold")
 # Field of ContextParallel and its values, for each kind of layer; what it takes by itself first.
 STRATEGIES = {
     "S": ("explicit", ("halo", "halo-overlapped", "all-to-all", "all-to-all-pipelined", "fft")),
@@ -426,7 +434,7 @@ def work(task: Task, rank: int, folder: Path) -> int:
     try:
         place = Rank(task, rank, folder)
         functions = (agreement, layers, step, step, adamw, forward, large)
-        dict(zip(SECTIONS, functions, strict=True))[task["section"]](place)
+        dict(zip(SECTIONS, functions, strict=False))[task["section"]](place)
         dist.barrier()
     except torch.OutOfMemoryError as error:
         print(str(error).splitlines()[0], file=sys.stderr)
@@ -484,6 +492,33 @@ def launch(task: Task, say: Say) -> float | None:
             )
             say(f"{what}: {reason}\n" + "\n".join(f"    {line}" for line in said))
         return seconds
+
+
+def _compare_with_foretold(
+    task: Task, length: int, found: dict[int, float | None], say: Say
+) -> None:
+    """What the cost model said of steps on an H200."""
+    config = config_of(task)
+    if task["device"] != "cuda" or set(config.pattern) - set(STRATEGIES):
+        return
+    for ranks, seconds in found.items():
+        if seconds:
+            cost = step_cost(config, length, ranks).seconds
+            say(
+                f"  foretold for {ranks}: {cost * 1e3:,.0f} ms ({cost / seconds - 1:+.1%}; MLPs in one piece)"
+            )
+
+
+def foretell(config: StripedHyena2Config, lengths: list[int], say: Say) -> None:
+    """What the cost model says, for one GPU to 64."""
+    say("foretold, H200s: seconds of a step (times as fast as one)")
+    for length in (*lengths, 1048576):
+        costs = {n: step_cost(config, length, n) for n in (1, 2, 4, 8, 16, 32, 64)}
+        line = ", ".join(
+            f"{n}: {cost.seconds:,.2f} ({costs[1].seconds / cost.seconds:.2f})"
+            for n, cost in costs.items()
+        )
+        say(f"  {length:,} positions on {line}")
 
 
 def _attempt(text: str) -> tuple[int, int]:
@@ -572,6 +607,7 @@ def main() -> None:
                 alone, together = (
                     launch(common | task | {"ranks": n}, say) for n in (1, options.ranks)
                 )
+                _compare_with_foretold(common, length, {1: alone, options.ranks: together}, say)
                 if alone and together:
                     say(f"  {length:,} positions: {alone / together:.2f} times as fast")
                     break
@@ -586,6 +622,8 @@ def main() -> None:
     if "large" in options.sections:
         say("large: attention of half the heads")
         launch(common | {"section": "large", "ranks": 1, "length": options.large}, say)
+    if "foretold" in options.sections:
+        foretell(config_of(common), options.lengths, say)
 
 
 if __name__ == "__main__":

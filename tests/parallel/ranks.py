@@ -1,6 +1,7 @@
-"""What every rank of the tests of context parallelism runs: `python ranks.py RANK SIZE STORE OUT MODE`.
+"""What every rank of the tests of context parallelism runs: `python ranks.py RANK SIZE STORE OUT MODE,...`.
 
-Rank 0 writes, as JSON, the largest difference of every case from the same computation in one process.
+Rank 0 writes, as JSON by mode, the largest difference of every case from the same computation in one process,
+or what else the mode says.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from evo_toolkit.model.precision import PrecisionPolicy
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.parallel import ContextParallel, context_parallel
 from evo_toolkit.parallel.communication import counted
+from evo_toolkit.parallel.cost import sent
 from evo_toolkit.training.loss import NextTokenObjective
 
 # Three heads: two and four ranks have to fill up.
@@ -170,7 +172,7 @@ def values(size: int) -> dict[str, Any]:
 
 
 def operators(size: int) -> dict[str, Any]:
-    """What `opcheck` says of every operator: "" if nothing; and bytes sent."""
+    """What `opcheck` says of every operator: "" if nothing."""
     rank = dist.get_rank()
     world = dist.group.WORLD
     assert world is not None
@@ -193,15 +195,43 @@ def operators(size: int) -> dict[str, Any]:
         overload = getattr(torch.ops.evo_toolkit, operator).default
         found = torch.library.opcheck(overload, arguments, raise_exception=False)
         said[operator] = "; ".join(f"{k}: {v}" for k, v in found.items() if v != "SUCCESS")
-    with counted() as traffic:
-        torch.ops.evo_toolkit.exchange(*(x for x in calls["exchange"]))
-    said["bytes"] = str(traffic.bytes == (size - 1) * each[0] * 8)
     return said
+
+
+def traffic(size: int) -> dict[str, Any]:
+    """Bytes that the busiest rank sends for a layer, forward and with backward: counted, and foretold."""
+    world = dist.group.WORLD
+    assert world is not None
+    results = {}
+    for symbol, field, name in (
+        ("S", "explicit", "halo"),
+        ("H", "implicit", "states"),
+        ("*", "attention", "heads"),
+        *(case for case in STRATEGIES if case[0] in "SDH*" and (case[2] != "fft" or size != 3)),
+    ):
+        context = ContextParallel.of_length(24 * size, world, **{field: name})
+        model = build(symbol)
+        x = torch.ones(2, 24, 12, dtype=torch.float64, requires_grad=True)
+        with context_parallel(model, context), counted() as so_far:
+            y, _ = model.blocks[0](x)
+            found = [so_far.bytes]
+            y.sum().backward()
+            found.append(so_far.bytes)
+        most = torch.tensor(found)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        foretold = sent(
+            model.config, symbol, name, 24 * size, size, batch=2, width=8, accumulated=8
+        )
+        results[f"{symbol} {name}"] = [most.tolist(), [foretold.forward, foretold.both]]
+    return results
 
 
 def compiled(size: int) -> dict[str, Any]:
     """Blocks as whole graphs (`fullgraph=True`) against the same uncompiled: outputs and gradients."""
-    context_of = [(p, {}) for p in "SDH*34L"] + [(p, {f: n}) for p, f, n in STRATEGIES]
+    # One of each way to communicate.
+    ways = ("halo-overlapped", "all-to-all-pipelined", "fft", "ring")
+    context_of: list[tuple[str, dict[str, Any]]] = [(p, {}) for p in "SH*34L"]
+    context_of += [(p, {f: n}) for p, f, n in STRATEGIES if p in "S*" and n in ways]
     world = dist.group.WORLD
     assert world is not None
     torch._dynamo.config.recompile_limit = 100
@@ -229,7 +259,7 @@ def compiled(size: int) -> dict[str, Any]:
     return results
 
 
-MODES = {"values": values, "operators": operators, "compiled": compiled}
+MODES = {"values": values, "operators": operators, "traffic": traffic, "compiled": compiled}
 
 
 def main() -> None:
@@ -238,7 +268,7 @@ def main() -> None:
     dist.init_process_group(
         "gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(seconds=120)
     )
-    results = MODES[sys.argv[5]](size)
+    results = {mode: MODES[mode](size) for mode in sys.argv[5].split(",")}
     if rank == 0:
         Path(sys.argv[4]).write_text(json.dumps(results))
     dist.destroy_process_group()
