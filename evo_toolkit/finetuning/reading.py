@@ -53,12 +53,12 @@ def read_rows(path: Path | str) -> Iterator[Row]:
             continue
         if header is None:
             delimiter = next((c for c in "\t,;" if c in line), "\t")
-            header = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
+            header = [name.strip() for name in _split(line, delimiter, path, number)]
             header[0] = header[0].lstrip("#")
             if len(set(header)) < len(header):
                 raise ExamplesError(f"{path}:{number}: two columns have one name; rename one")
             continue
-        values = next(csv.reader([line], delimiter=delimiter))
+        values = _split(line, delimiter, path, number)
         if len(values) != len(header):
             raise ExamplesError(
                 f"{path}:{number}: {len(values)} columns where the header has {len(header)}"
@@ -66,6 +66,18 @@ def read_rows(path: Path | str) -> Iterator[Row]:
         yield Row(f"{path}:{number}", dict(zip(header, values, strict=True)))
     if header is None:
         raise ExamplesError(f"{path}: the table is empty; a header and rows are needed")
+
+
+def _split(line: str, delimiter: str, path: Path, number: int) -> list[str]:
+    # Without quotes there is nothing to parse, and no limit to the length of a sequence.
+    if '"' not in line:
+        return line.split(delimiter)
+    try:
+        return next(csv.reader([line], delimiter=delimiter))
+    except csv.Error as error:
+        raise ExamplesError(
+            f"{path}:{number}: cannot be read as a row of a table: {error}"
+        ) from error
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:

@@ -71,6 +71,16 @@ def test_csv_gzip_and_parquet_read_alike(tmp_path: Path) -> None:
     assert np.array_equal(found[0].targets, [1, 0])
 
 
+def test_long_sequences_and_quotes_are_read(tmp_path: Path) -> None:
+    """The csv module alone refuses fields of more than 131,072 letters."""
+    path = write(tmp_path / "t.csv", f'id,sequence,label\n"a, b",ACGT,1\nc,{"A" * 140_000},0\n')
+    found = read_table(path, "binary")
+    assert found.ids == ("a, b", "c") and len(found.sequences[1]) == 140_000
+    write(path, f'id,sequence,label\n"a",{"A" * 140_000},1\n')
+    with pytest.raises(ExamplesError, match=r"t\.csv:2: cannot be read as a row"):
+        read_table(path, "binary")
+
+
 def test_regression_and_numeric_classes_keep_their_order(tmp_path: Path) -> None:
     path = table(tmp_path, "sequence label\nAC 2\nAG 10\nAT 1\n")
     found = read_table(path, "regression")
