@@ -84,7 +84,7 @@ def _run(
     from evo_toolkit.checkpoint.opening import open_source
     from evo_toolkit.errors import UsageError
     from evo_toolkit.finetuning.adapters import AdapterConfig
-    from evo_toolkit.finetuning.networks import NetworkConfig
+    from evo_toolkit.finetuning.network_tasks import NetworkConfig
     from evo_toolkit.finetuning.results import output_folder
     from evo_toolkit.inference.domain import check_domain
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from evo_toolkit.finetuning.examples import UNLABELLED, Examples
 from evo_toolkit.finetuning.metrics import matthews
-from evo_toolkit.finetuning.networks import binned
+from evo_toolkit.finetuning.network_batches import binned
 from evo_toolkit.statistics import RESAMPLES, Floats, bootstrap
 
 BASELINE_K = 7

@@ -16,15 +16,9 @@ from torch import Tensor
 
 from evo_toolkit.errors import CheckpointError, UsageError
 from evo_toolkit.finetuning.adapters import AdapterConfig, add_adapter
-from evo_toolkit.finetuning.networks import (
-    NetworkConfig,
-    Task,
-    TaskHead,
-    layer_output,
-    model_rows,
-    task_loss,
-    task_of,
-)
+from evo_toolkit.finetuning.network_batches import model_rows
+from evo_toolkit.finetuning.network_tasks import NetworkConfig, Task, task_loss, task_of
+from evo_toolkit.finetuning.networks import TaskHead, layer_output
 from evo_toolkit.model.precision import resolve_precision
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.training.loss import NextTokenObjective

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from evo_data.fasta import Fasta
 from evo_toolkit.errors import UsageError
 from evo_toolkit.finetuning.examples import Examples, TaskKind
-from evo_toolkit.finetuning.networks import NetworkConfig, batch_of
+from evo_toolkit.finetuning.network_batches import batch_of
+from evo_toolkit.finetuning.network_tasks import NetworkConfig
 from evo_toolkit.finetuning.reading import read_class_fastas, read_fasta, read_table
 from evo_toolkit.finetuning.reading_genome import (
     read_intervals,
@@ -76,7 +77,7 @@ class _Loader(DataLoader[int]):
 class FinetuneData(LightningDataModule):
     """Labelled sequences of a task: one fold to test on, the next to stop by, the rest to train on.
 
-    Batches are those of `evo_toolkit.finetuning.networks.batch_of`.
+    Batches are those of `evo_toolkit.finetuning.network_batches.batch_of`.
 
     Attributes:
         examples: All of them, once set up.

@@ -19,7 +19,9 @@ from evo_toolkit.checkpoint.format import open_checkpoint, save_pretrained
 from evo_toolkit.errors import UsageError
 from evo_toolkit.finetuning.adapters import adapter_from, own_tensors
 from evo_toolkit.finetuning.examples import Examples
-from evo_toolkit.finetuning.networks import TaskHead, answers, head_from, rows_of, saved_head
+from evo_toolkit.finetuning.network_batches import rows_of
+from evo_toolkit.finetuning.network_tasks import answers
+from evo_toolkit.finetuning.networks import TaskHead, head_from, saved_head
 from evo_toolkit.finetuning.splits import strata_of
 from evo_toolkit.inference.head_files import fit_name
 from evo_toolkit.training.checkpointing import (
@@ -264,7 +266,7 @@ def _text(value: float | None) -> str:
 def predictions(
     module: FinetuneModule, data: FinetuneData, indices: NDArray[np.int64]
 ) -> list[NDArray[np.float32]]:
-    """Answers for examples, by `networks.rows_of`; every rank gives all of them."""
+    """Answers for examples, by `network_batches.rows_of`; every rank gives all of them."""
     assert module.objective is not None
     was = module.training
     module.eval()

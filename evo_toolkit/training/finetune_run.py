@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from evo_toolkit.errors import UsageError
 from evo_toolkit.finetuning.adapters import AdapterConfig
 from evo_toolkit.finetuning.examples import Examples
-from evo_toolkit.finetuning.networks import NetworkConfig
+from evo_toolkit.finetuning.network_tasks import NetworkConfig
 from evo_toolkit.finetuning.splits import SplitBy, corpus_leak_report
 from evo_toolkit.model.device import resolve_device
 from evo_toolkit.training.callbacks import Monitor
