@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evo_kernels import testing
+from evo_kernels import hyena_li_adjoint_state, testing
 from evo_kernels.testing import OPERATORS, Case
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -390,6 +390,23 @@ def test_rows_do_not_depend_on_each_other(name: str, length: int, device: torch.
         for key in ("y", "end.0", "end.1", "grad.x", "grad.state.0", "grad.state.1"):
             if key in alone:
                 assert torch.equal(alone[key], together[key][row : row + 1]), f"{key} of row {row}"
+
+
+@pytest.mark.parametrize("length", [MEDIUM, max(LENGTHS)])
+def test_adjoint_of_hyena_lis_state_alone(length: int, device: torch.device) -> None:
+    """What the whole backward says of the state before a chunk, from its first half alone."""
+    case = Case("hyena_li", length, 1, WIDTH, 16, 150, DTYPE)
+    inputs = testing.make_inputs(case, device)
+    tensors = inputs | testing.state_in(case, inputs, "triton")
+    weights = {"y": torch.randn(1, length, WIDTH, device=device).to(DTYPE)}
+    leaf = tensors["state.1"].detach().requires_grad_()
+    y, _ = testing.call(case, tensors | {"state.1": leaf}, "triton")
+    (wanted,) = torch.autograd.grad(y, leaf, weights["y"])
+    parameters = [tensors[name] for name in ("featurizer", "log_poles", "residues")]
+    found = hyena_li_adjoint_state(
+        weights["y"], tensors["x"], *parameters, tensors["state.0"], backend="triton"
+    )
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-5
 
 
 @pytest.mark.parametrize("name", NAMES)

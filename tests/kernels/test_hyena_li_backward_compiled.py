@@ -123,6 +123,18 @@ def test_compiles_within_its_budget(
     assert unwritten_uniform_registers(sass) == []
 
 
+def test_the_state_alone_costs_little(tmp_path: Path) -> None:
+    """With nothing but the adjoint of the state wanted, k, v and their products are left out."""
+    wanted = {"HAS_TAIL": True, "HAS_END": False}
+    needs = ("NEED_INPUT", "NEED_TAPS", "NEED_FILTER")
+    whole, _, _ = compile_for_hopper(tmp_path, **wanted, **dict.fromkeys(needs, True))
+    alone, stack, sass = compile_for_hopper(tmp_path, **wanted, **dict.fromkeys(needs, False))
+    assert stack == 0
+    assert unwritten_uniform_registers(sass) == []
+    assert alone.count("wgmma.mma_async") * 6 < whole.count("wgmma.mma_async")
+    assert alone.count("ld.global") * 3 < whole.count("ld.global")
+
+
 def test_an_unwritten_register_is_noticed() -> None:
     good = "/*0000*/ UMOV UR4, 0x10 ;\n/*0010*/ UIADD3 UR6, UR4, 0x20, URZ ;\n"
     bad = "/*0000*/ UMOV UR4, 0x10 ;\n/*0010*/ UIADD3 UR6, UP0, UR44, 0x20, URZ ;\n"

@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
-from evo_kernels.hyena_li import LIState, hyena_li, hyena_li_end_state
+from evo_kernels.hyena_li import LIState, hyena_li, hyena_li_adjoint_state, hyena_li_end_state
 from evo_kernels.hyena_li.forward import channel_first, launch_forward
 from evo_kernels.hyena_li.op import hyena_li_step_forward
 from evo_kernels.hyena_li.reference import hyena_li_reference, modal_conv
@@ -209,6 +209,21 @@ def test_operators_are_well_formed(state: bool) -> None:
         operators.hyena_li_step_forward.default,
         (x[:, :3], featurizer.detach(), poles, residues.detach(), skip.detach(), tail, modal),
     )
+
+
+@pytest.mark.parametrize(("L", "state"), [(5, False), (70, True), (4200, True)])
+def test_adjoint_of_the_state_before(L: int, state: bool) -> None:
+    """The backward kernel with nothing else wanted; its products take one bfloat16 of the gradient."""
+    D, N = 2, 5
+    featurizer, log_poles, residues, _ = make_parameters(D, N)
+    x, before = make_inputs(1, L, D, N, torch.float32, state)
+    tail = None if before is None else before.featurizer
+    dy = torch.randn(1, L, D, generator=torch.Generator().manual_seed(3))
+    inputs = (dy, torch.nan_to_num(x), featurizer, log_poles, residues, tail)
+    found = hyena_li_adjoint_state(*inputs, backend="triton")
+    wanted = hyena_li_adjoint_state(*(None if i is None else i.double() for i in inputs))  # type: ignore[arg-type]
+    assert distance(found, wanted) < 2e-2
+    torch.library.opcheck(torch.ops.evo_kernels.hyena_li_adjoint_state.default, inputs)
 
 
 def test_slow_poles_and_padding() -> None:
