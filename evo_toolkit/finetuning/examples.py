@@ -51,6 +51,8 @@ _YES_NO = (
     ("negative", "positive"), ("benign", "pathogenic"), ("control", "case"),
 )  # fmt: skip
 _MOST_LISTED = 8
+# Values further from the median than so many interquartile ranges rule a least-squares fit.
+_MANY_RANGES = 20
 
 
 class ExamplesError(EvoError):
@@ -456,8 +458,9 @@ def _refuse_twice(ids: Sequence[str], places: Sequence[str]) -> None:
 
 def _notes(examples: Examples) -> tuple[str, ...]:
     """Rows with the same sequence whose labels differ can never be all right."""
+    skewed = _skew_note(examples)
     if isinstance(examples.targets, tuple) or examples.kind == "variant":
-        return ()
+        return skewed
     seen: dict[str, int] = {}
     conflicts = 0
     first = ""
@@ -469,8 +472,24 @@ def _notes(examples: Examples) -> tuple[str, ...]:
             conflicts += 1
             first = first or f"{examples.places[before]} and {examples.places[index]}"
     if not conflicts:
+        return skewed
+    return (
+        f"{conflicts:,} examples have the sequence of another and a different label (first: {first})",
+        *skewed,
+    )
+
+
+def _skew_note(examples: Examples) -> tuple[str, ...]:
+    """A few huge values would decide what squares of errors fit."""
+    if not isinstance(examples.targets, np.ndarray) or examples.label_names or len(examples) < 20:
         return ()
-    return (f"{conflicts:,} examples have the sequence of another and a different label (first: {first})",)  # fmt: skip
+    low, middle, high = np.quantile(examples.targets, [0.25, 0.5, 0.75])
+    furthest = float(np.abs(examples.targets - middle).max())
+    if furthest <= _MANY_RANGES * (high - low):
+        return ()
+    return (
+        f"values are very skewed: the furthest lies {furthest:.3g} from the median and half of all within {(high - low):.3g}; if their order is what matters, give logarithms or ranks",
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -120,7 +120,9 @@ def _metrics(results: Mapping[str, Any]) -> str:
         (METRIC_NAMES.get(name, name) + (" (lower is better)" if name in LOWER_IS_BETTER else ""), *(_shown(table.get(name)) for table in tables))
         for name in results["metrics"]
     ]  # fmt: skip
-    note = "Ranks are compared within folds alone; classes are those with probability 0.5 or more, of several the most probable one."
+    note = "Ranks are compared within folds alone."
+    if results["problem"] != "regression":
+        note += " Classes are those with probability 0.5 or more, of several the most probable one."
     if "calibration_error" in results:
         note += (
             f" Mean distance of predicted and observed shares: {results['calibration_error']:.3f}."

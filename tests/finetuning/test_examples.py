@@ -139,6 +139,14 @@ def test_same_sequence_with_two_labels_is_noted(tmp_path: Path) -> None:
     assert "1 examples have the sequence of another and a different label" in read_table(path, "binary").notes[0]  # fmt: skip
 
 
+def test_values_of_which_few_rule_a_fit_are_noted(tmp_path: Path) -> None:
+    rows = [f"{'ACGT'[i % 4] * (i + 1)} {i / 10}" for i in range(30)]
+    even = table(tmp_path, "sequence label\n" + "\n".join(rows) + "\n")
+    assert read_table(even, "regression").notes == ()
+    odd = table(tmp_path, "sequence label\n" + "\n".join([*rows, "GATTACA 900"]) + "\n", "odd.tsv")
+    assert "give logarithms or ranks" in read_table(odd, "regression").notes[0]
+
+
 def test_fasta_and_table_go_together_both_ways(tmp_path: Path) -> None:
     fasta = write(tmp_path / "s.fa", ">a first\nACG\nTT\n>b\nggg\n")
     labels = table(tmp_path, "id label\nb 0\na 1\n", "labels.tsv")
