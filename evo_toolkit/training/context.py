@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch.strategies import StrategyRegistry
 from torch import Tensor
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import init_device_mesh
 
 from evo_toolkit.errors import UsageError
@@ -42,7 +44,9 @@ class ContextParallelStrategy(ShardedStrategy):
         implicit: ImplicitStrategy = "states",
         long: LongStrategy = "all-to-all",
         attention: AttentionStrategy = "auto",
-        **kwargs: Any,
+        failure_timeout: float = 120.0,
+        process_group_backend: str | None = None,
+        timeout: timedelta = default_pg_timeout,
     ) -> None:
         """Choose how many ranks share a sequence.
 
@@ -50,18 +54,13 @@ class ContextParallelStrategy(ShardedStrategy):
             context_parallel_size: Ranks of one sequence; by default all of the run.
             explicit, implicit, long, attention: How layers of each kind continue over ranks, as of
                 `ContextParallel`.
-            kwargs: As of `ShardedStrategy`, but for the sizes of its mesh.
+            failure_timeout, process_group_backend, timeout: As of `ShardedStrategy`.
         """
-        for name in ("data_parallel_size", "tensor_parallel_size"):
-            if name in kwargs:
-                raise UsageError(
-                    f"{name} follows from the number of devices; give context_parallel_size alone"
-                )
         if context_parallel_size is not None and context_parallel_size < 1:
             raise UsageError(
                 f"context_parallel_size is {context_parallel_size}; it must be at least 1"
             )
-        super().__init__(**kwargs)
+        super().__init__(failure_timeout, process_group_backend, timeout)
         self.context_parallel_size = context_parallel_size
         self._ways: dict[str, Any] = {
             "explicit": explicit, "implicit": implicit, "long": long, "attention": attention,

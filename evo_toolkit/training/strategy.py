@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,11 +14,12 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from evo_toolkit.errors import CheckpointError
+from evo_toolkit.errors import CheckpointError, UsageError
 from evo_toolkit.model.block import Block
 from evo_toolkit.parallel.failure import RankWatch
 from evo_toolkit.training.checkpointing import read_training_checkpoint
@@ -33,23 +35,36 @@ class ShardedStrategy(ModelParallelStrategy):
     not, can resume from.
     """
 
-    def __init__(self, failure_timeout: float = 120.0, **kwargs: Any) -> None:
-        """Take the arguments of ModelParallelStrategy; by default all ranks hold different data.
+    # No arguments of the base class pass through unseen: the command line would fill them with defaults.
+    def __init__(
+        self,
+        failure_timeout: float = 120.0,
+        process_group_backend: str | None = None,
+        timeout: timedelta = default_pg_timeout,
+    ) -> None:
+        """Watch over the ranks.
 
         Args:
             failure_timeout: Seconds without a sign of life after which a rank counts as ended, which
                 ends the others; 0 watches over none. A failure with a message ends them at once.
+            process_group_backend: As of torch.distributed; by default that of the devices.
+            timeout: Of collectives.
         """
-        kwargs.setdefault("tensor_parallel_size", 1)
-        kwargs.setdefault("save_distributed_checkpoint", False)
-        self._all_ranks = "data_parallel_size" not in kwargs
-        super().__init__(**kwargs)
+        if failure_timeout < 0:
+            raise UsageError(f"failure_timeout is {failure_timeout}; it must be at least 0")
+        super().__init__(
+            data_parallel_size="auto",
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
         self.failure_timeout = failure_timeout
         self._rank_watch: RankWatch | None = None
 
     def setup_environment(self) -> None:
-        if self._all_ranks:
-            self._data_parallel_size = self.num_nodes * self.num_processes
+        # By default all ranks hold different data.
+        self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def _setup_distributed(self) -> None:
@@ -125,12 +140,13 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
         own, given = self.lightning_module.state_dict(), checkpoint["state_dict"]
-        if own.keys() != given.keys():
+        if strict and own.keys() != given.keys():
             odd = sorted(own.keys() ^ given.keys())
             raise CheckpointError(f"the checkpoint's tensors are of another model: {odd[0]}")
         with torch.no_grad():
             for name, tensor in own.items():
-                tensor.copy_(_divided_like(tensor, given[name]))
+                if name in given:
+                    tensor.copy_(_divided_like(tensor, given[name]))
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         for optimizer, given in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):

@@ -66,9 +66,14 @@ def fit(toy_recipe: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def start(toy_recipe: Path) -> Callable[..., subprocess.Popen[str]]:
-    """`start(folder, *options)` starts `evo-toolkit train fit` of the toy recipe as a program."""
+    """`start(folder, *options)` starts `evo-toolkit train fit` of the toy recipe as a program.
 
-    def start_fit(folder: Path, *options: object) -> subprocess.Popen[str]:
+    `by` are words before `-m evo_toolkit`, of a program that starts the processes.
+    """
+
+    def start_fit(
+        folder: Path, *options: object, by: tuple[str, ...] = ()
+    ) -> subprocess.Popen[str]:
         paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "data"), str(Path(__file__).parent)]
         environment = {
             **os.environ,
@@ -78,7 +83,7 @@ def start(toy_recipe: Path) -> Callable[..., subprocess.Popen[str]]:
         }
         words = ["fit", "--config", str(toy_recipe), "--trainer.default_root_dir", str(folder)]
         return subprocess.Popen(
-            [sys.executable, "-m", "evo_toolkit", "train", *words, *map(str, options)],
+            [sys.executable, *by, "-m", "evo_toolkit", "train", *words, *map(str, options)],
             env=environment,
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,

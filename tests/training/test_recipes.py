@@ -36,6 +36,7 @@ def test_all_the_kinds_that_are_promised_are_there() -> None:
         "pretrain/1b.yaml",
         "continue/custom-genomes.yaml",
         "extend/context-32k.yaml",
+        "extend/context_1m.yaml",
     }
 
 
