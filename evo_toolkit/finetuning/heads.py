@@ -35,13 +35,13 @@ from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.finetuning.examples import TASK_KINDS
 from evo_toolkit.inference.head_files import (
     ACTIVATIONS,
-    ADVICE,
     NAME,
     VARIANT,
     activated,
     json_names,
     json_object,
     read_head_file,
+    whole_head,
     write_head_file,
 )
 from evo_toolkit.inference.readings import POOLS, STRANDS, Pool, Strands
@@ -271,7 +271,7 @@ class SequenceHead:
         metadata, tensors = file
         if file.kind == VARIANT:
             raise EvoError(f"{path} is a head for variants; apply it with evo-toolkit score --head")
-        try:
+        with whole_head(path):
             shortest, longest = (int(size) for size in json.loads(metadata["window"]))
             return cls(
                 kind=file.kind, name=metadata["name"], outputs=json_names(metadata["outputs"]),
@@ -281,12 +281,6 @@ class SequenceHead:
                 run=json_object(metadata["run"]), about=json_object(metadata["about"]),
                 digest=sha256_file(path),
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            if isinstance(error, EvoError):
-                raise EvoError(f"{path}: {error}") from error
-            raise EvoError(
-                f"{path} is no complete head ({type(error).__name__}: {error}); {ADVICE}"
-            ) from error
 
 
 def load_head(path: Path | str) -> SequenceHead | VariantHead:

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +85,23 @@ def read_head_file(path: Path | str) -> HeadFile:
     if "kind" not in metadata:
         raise EvoError(f"{path} does not say what kind of head it is; {ADVICE}")
     return HeadFile(metadata, tensors)
+
+
+@contextmanager
+def whole_head(path: Path | str) -> Iterator[None]:
+    """Turn what making a head of a file's parts raises into one line that names the file.
+
+    Raises:
+        EvoError: for parts that are missing, or do not go together.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, EvoError):
+            raise EvoError(f"{path}: {error}") from error
+        raise EvoError(
+            f"{path} is no complete head ({type(error).__name__}: {error}); {ADVICE}"
+        ) from error
 
 
 def write_head_file(

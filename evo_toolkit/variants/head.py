@@ -34,13 +34,13 @@ from evo_data.files import sha256_file
 from evo_toolkit.errors import EvoError
 from evo_toolkit.inference.head_files import (
     ACTIVATIONS,
-    ADVICE,
     NAME,
     VARIANT,
     activated,
     json_names,
     json_object,
     read_head_file,
+    whole_head,
     write_head_file,
 )
 from evo_toolkit.variants.methods import Method, Values, WindowOutputs
@@ -138,7 +138,7 @@ class VariantHead:
             raise EvoError(
                 f"{path} is a head for sequences ({file.kind}), not for variants; apply it with evo-toolkit finetune predict"
             )
-        try:
+        with whole_head(path):
             lists = {key: json_names(metadata[key]) for key in ("outputs", "layers", "features")}
             return cls(
                 name=metadata["name"], activation=metadata["activation"], **lists,
@@ -146,12 +146,6 @@ class VariantHead:
                 weight=tensors["weight"], bias=tensors["bias"], mean=tensors.get("mean"),
                 scale=tensors.get("scale"), digest=sha256_file(path),
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            if isinstance(error, EvoError):
-                raise EvoError(f"{path}: {error}") from error
-            raise EvoError(
-                f"{path} is no complete head ({type(error).__name__}: {error}); {ADVICE}"
-            ) from error
 
     def require_same_run(self, run: Mapping[str, object]) -> None:
         """Raise unless scores are made with the model and windows that the head was fitted on.
