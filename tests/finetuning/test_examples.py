@@ -297,6 +297,8 @@ def test_subsets_keep_what_belongs_together_and_digests_tell_them_apart() -> Non
     assert part.label_names == ("a", "b", "c")
     assert part.digest != examples.digest == raw(4, ["a", "b", "a", "c"]).digest
     assert raw(4, ["a", "b", "a", "b"]).digest != examples.digest
+    # The same classes and sequences, two labels exchanged.
+    assert raw(4, ["b", "a", "a", "c"]).digest != examples.digest
     assert examples.subset(np.array([True, False, False, True])).ids == ("0", "3")
     with pytest.raises(
         ExamplesError, match=r"f:2: sequence '2' has 12 bases, and the limit is 8; .*\(2 of 4"

@@ -228,6 +228,12 @@ def test_a_head_comes_back_from_its_file_as_it_was(tmp_path: Path, estimator: st
     assert b"pickle" not in (tmp_path / "h.safetensors").read_bytes()
 
 
+def test_a_head_refuses_another_network(toy_model: object) -> None:
+    affine = fit_affine(BINARY, "logistic", X, 1.0, balanced=False, seed=0)
+    with pytest.raises(UsageError, match="head h was fitted on toy"):
+        head_of(affine).predict(toy_model, ["ACGT"])  # type: ignore[arg-type]
+
+
 def test_wrong_head_files_are_told_in_one_line(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
