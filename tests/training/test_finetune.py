@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -110,6 +111,26 @@ def test_every_recipe_parses(path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert trainer["val_check_interval"] % trainer["accumulate_grad_batches"] == 0
 
 
+def test_the_page_names_every_recipe() -> None:
+    text = (ROOT / "recipes" / "README.md").read_text()
+    assert all(f"`finetune/{path.name}`" in text for path in RECIPES)
+
+
+def test_the_benchmark_of_memory_runs_at_toy_size(
+    toy_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "kernels" / "benchmarks"))
+    file = tmp_path / "figures.json"
+    words = ["finetune_memory.py", "--model", str(toy_model_dir), "--length", "32", "--rows", "2"]
+    words += ["--device", "cpu", "--steps", "1", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", words)
+    importlib.import_module("finetune_memory").main()
+    figures = {f["method"]: f for f in json.loads(file.read_text())["figures"]}
+    trained = {method: found["trained_parameters"] for method, found in figures.items()}
+    assert trained["head"] == 17 < trained["lora"]
+    assert figures["full"]["last_loss"] < figures["full"]["first_loss"]
+
+
 @pytest.mark.parametrize("method", ["head", "lora", "full"])
 def test_what_a_run_saves_predicts_what_the_run_predicted(
     fit: Fit, toy_model_dir: Path, tmp_path: Path, method: str
@@ -149,7 +170,13 @@ def test_what_a_run_saves_predicts_what_the_run_predicted(
         assert all("lora_" in k or ".head." in k for k in state["state_dict"])
 
 
-@pytest.mark.parametrize("kind", ["multiclass", "multilabel", "regression"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "regression",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("multiclass", "multilabel")),
+    ],
+)
 def test_every_kind_of_label_of_whole_sequences(fit: Fit, tmp_path: Path, kind: str) -> None:
     table = write_table(tmp_path / "data.tsv", kind)
     folder = fit(
