@@ -246,13 +246,23 @@ def test_the_middle_is_read_with_what_comes_before_it_on_each_strand(model: Stri
     assert (changed(left + right[:-1] + swap[right[-1]]) > 0).tolist() == [False, True]
     assert (changed(left + swap[right[0]] + right[1:]) > 0).all()
 
+    # Eight positions from the middle on: bases 40 to 47, and 40 down to 33.
+    def at(index: int) -> list[bool]:
+        text = left + right
+        return (changed(text[:index] + swap[text[index]] + text[index + 1 :]) > 0).tolist()
+
+    assert [at(index)[0] for index in (47, 48)] == [True, False]
+    assert [at(index)[1] for index in (33, 32)] == [True, False]
+
 
 def test_variants_have_the_alternate_and_what_it_changes(model: StripedHyena2) -> None:
     text = bases(40, 3)
-    alts = np.array(["ACGT".index(text[20]), ("ACGT".index(text[20]) + 1) % 4], np.uint8)
-    found = variant_features(model, [text, text], alts, ["blocks.0"])["blocks.0"]
-    assert found.shape == (2, 128)
-    assert np.array_equal(found[0, 64:], np.zeros(64))  # the reference itself changes nothing
+    second = bases(40, 4)
+    alts = np.array(["ACGT".index(text[20]), ("ACGT".index(text[20]) + 1) % 4, "ACGT".index(second[20])], np.uint8)  # fmt: skip
+    found = variant_features(model, [text, text, second], alts, ["blocks.0"])["blocks.0"]
+    assert found.shape == (3, 128)
+    # The reference itself changes nothing, and each variant is held against its own.
+    assert np.array_equal(found[[0, 2], 64:], np.zeros((2, 64)))
     assert (found[1, 64:] != 0).any()
     assert np.allclose(found[1, :64] - found[1, 64:], found[0, :64], atol=1e-6)
 

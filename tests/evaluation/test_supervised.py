@@ -67,15 +67,17 @@ def test_a_published_split_is_trained_on_and_judged_as_published() -> None:
 
 
 def test_choices_are_made_without_the_examples_held_out() -> None:
-    """Features that agree with the labels of the held-out fold alone are never chosen."""
+    """Neither features that agree with the labels of the held-out fold alone are chosen, nor ones so
+    many that they fit whatever they are fitted on."""
     outcome = binary(240, seed=3)
     folds = fold_numbers(outcome, 3, 0)
     random = np.random.default_rng(1)
     useful = (outcome.targets + random.normal(0, 1.0, 240))[:, None]
+    many = random.normal(size=(240, 150))
     for held in range(3):
         leaking = random.normal(0, 1, (240, 1))
         leaking[folds == held, 0] = 10 * outcome.targets[folds == held]
-        grid = LinearGrid({"leaking": leaking, "useful": useful})
+        grid = LinearGrid({"leaking": leaking, "many": many, "useful": useful})
         train, test = np.flatnonzero(folds != held), np.flatnonzero(folds == held)
         grid(outcome, train, test)
         assert grid.chosen[0][0] == "useful"
