@@ -209,6 +209,8 @@ def step_cost(
             pairs = 4 * D * length * length / 2 / ranks
             if strategy == "ring":  # the last rank waits for nobody and does most
                 pairs *= (2 * ranks - 1) / ranks
+            else:  # heads are filled up to a multiple of the ranks
+                pairs *= -(-config.num_heads // ranks) * ranks / config.num_heads
             mixers += pairs * again / h.attention
             mixers += backward * 2.5 * pairs / h.attention_backward
         else:

@@ -399,9 +399,9 @@ def test_adjoint_of_hyena_lis_state_alone(length: int, device: torch.device) -> 
     inputs = testing.make_inputs(case, device)
     tensors = inputs | testing.state_in(case, inputs, "triton")
     weights = {"y": torch.randn(1, length, WIDTH, device=device).to(DTYPE)}
-    leaf = tensors["state.1"].detach().requires_grad_()
-    y, _ = testing.call(case, tensors | {"state.1": leaf}, "triton")
-    (wanted,) = torch.autograd.grad(y, leaf, weights["y"])
+    leaves = {name: tensors[name].detach().requires_grad_() for name in ("x", "state.1")}
+    y, _ = testing.call(case, tensors | leaves, "triton")
+    _, wanted = torch.autograd.grad(y, list(leaves.values()), weights["y"])
     parameters = [tensors[name] for name in ("featurizer", "log_poles", "residues")]
     found = hyena_li_adjoint_state(
         weights["y"], tensors["x"], *parameters, tensors["state.0"], backend="triton"

@@ -51,6 +51,11 @@ def test_a_ring_makes_the_last_rank_wait_for_nobody() -> None:
         for name in ("heads", "ring")
     )
     assert ring > 1.5 * heads
+    # 32 heads: of 64 ranks half have nothing to do.
+    idle, busy = (
+        step_cost(SHAPE, 131_072, n, strategies=DEFAULT_STRATEGY).mixers * n for n in (64, 32)
+    )
+    assert idle > 1.5 * busy
 
 
 def test_what_does_not_exist_is_refused() -> None:
