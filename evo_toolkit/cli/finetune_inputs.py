@@ -218,7 +218,7 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--classes",
         metavar="A,B,...",
-        help="Names and order of the classes; of binary the negative one first. Default: those that occur.",
+        help="Names and order of the classes; of binary the negative one first; A|B is one class of both labels. Default: those that occur.",
     )
     @click.option(
         "--type",

@@ -359,15 +359,16 @@ def _classes(
     rows: Sequence[RawExample], texts: Sequence[str], kind: TaskKind, classes: Sequence[str]
 ) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     names = tuple(classes) or _sorted_classes(set(texts))
-    if len(set(names)) < len(names):
+    parts = [part for name in names for part in name.split("|")]
+    if len(set(parts)) < len(parts):
         raise ExamplesError(f"class names {', '.join(names)} are not all different")
-    index_of = {name: index for index, name in enumerate(names)}
+    index_of = {part: index for index, name in enumerate(names) for part in (name, *name.split("|"))}  # fmt: skip
     for row, text in zip(rows, texts, strict=True):
         if text not in index_of:
             raise ExamplesError(
                 f"{row.place}: label {text[:40]!r} is none of the classes {_listed(names)}"
             )
-    if len(set(texts)) == 1:
+    if len({index_of[text] for text in texts}) == 1:
         raise ExamplesError(
             f"all {len(texts):,} examples have one label, {texts[0][:40]!r}; two classes are needed to tell apart"
         )

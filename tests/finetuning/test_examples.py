@@ -57,6 +57,20 @@ def test_a_table_gives_upper_case_sequences_and_two_classes(tmp_path: Path) -> N
     assert class_counts(found) == {"no": 1, "yes": 2}
 
 
+def test_several_labels_make_one_class(tmp_path: Path) -> None:
+    path = table(tmp_path, "sequence label\nAC LOF\nAG FUNC\nAT INT\n")
+    found = read_table(path, "binary", classes=("FUNC|INT", "LOF"))
+    assert found.label_names == ("FUNC|INT", "LOF") and found.targets.tolist() == [1, 0, 0]
+    # As a test set is read: by the class names of the training set.
+    assert read_table(path, "binary", classes=found.label_names).digest == found.digest
+    with pytest.raises(ExamplesError, match=r"t\.tsv:3: label 'FUNC' is none of the classes 'INT', 'LOF'"):  # fmt: skip
+        read_table(path, "binary", classes=("INT", "LOF"))
+    with pytest.raises(ExamplesError, match="all 3 examples have one label"):
+        read_table(path, "binary", classes=("FUNC|INT|LOF", "other"))
+    with pytest.raises(ExamplesError, match="are not all different"):
+        read_table(path, "binary", classes=("FUNC|INT", "INT|LOF"))
+
+
 def test_csv_gzip_and_parquet_read_alike(tmp_path: Path) -> None:
     import pandas as pd
 
@@ -175,15 +189,15 @@ def test_one_fasta_for_each_class(tmp_path: Path) -> None:
 
 
 def test_intervals_are_read_on_their_strand(tmp_path: Path, genome: Fasta) -> None:
-    bed = write(tmp_path / "r.bed", "chr1\t0\t4\tup\t1.5\t+\n1\t2\t6\tdown\t2.5\t-\n")
+    bed = write(tmp_path / "r.bed", "chr1\t0\t4\tup\t1.5\t+\n1\t8\t13\tdown\t2.5\t-\n")
     found = read_intervals(bed, genome, "binary")
     assert found.sequences[0] == GENOME[0:4]
-    assert found.sequences[1] == GENOME[2:6][::-1].translate(str.maketrans("ACGT", "TGCA"))
+    assert found.sequences[1] == GENOME[8:13][::-1].translate(str.maketrans("ACGT", "TGCA"))
     assert found.groups == ("chr1", "chr1")
     assert found.label_names == ("down", "up")
     assert np.array_equal(read_intervals(bed, genome, "regression").targets, [1.5, 2.5])
     wide = read_intervals(bed, genome, "binary", window=10)
-    assert [(x.start, x.end) for x in wide.loci or ()] == [(0, 10), (0, 10)]
+    assert [(x.start, x.end) for x in wide.loci or ()] == [(0, 10), (5, 15)]
 
 
 def test_gff_features_by_type_and_attribute(tmp_path: Path, genome: Fasta) -> None:

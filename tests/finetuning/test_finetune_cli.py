@@ -148,6 +148,19 @@ def test_other_tasks_of_tables_end_to_end(
         assert np.corrcoef(truth, [float(row[1]) for row in rows[1:]])[0, 1] > 0.5
 
 
+def test_one_fasta_for_each_class_end_to_end(
+    toy_model_dir: Path, windows: Path, tmp_path: Path
+) -> None:
+    rows = [line.split("\t") for line in table_of(windows, tmp_path / "t.tsv", 3).read_text().splitlines()[1:]]  # fmt: skip
+    for name in ("other", "coding"):
+        (tmp_path / f"{name}.fa").write_text("".join(f">{i}\n{s.lower()}\n" for i, s, label in rows if label == name))  # fmt: skip
+    done = frozen(toy_model_dir, "--class", f"other={tmp_path / 'other.fa'}", "--class", f"coding={tmp_path / 'coding.fa'}", "--task", "binary", "-o", tmp_path / "out")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert results_of(tmp_path / "out")["data"]["label_names"] == ["other", "coding"]
+    head = load_head(tmp_path / "out" / "head.safetensors")
+    assert isinstance(head, SequenceHead) and head.outputs == ("coding",)
+
+
 def test_a_test_set_that_repeats_the_training_set_is_one_warning(
     toy_model_dir: Path, windows: Path, tmp_path: Path
 ) -> None:
