@@ -142,6 +142,8 @@ def test_decoys_are_other_gts_and_ags_of_the_same_line(tmp_path: Path) -> None:
         assert not set(texts[task.targets == 0]) & true
         assert task.targets.sum() <= 8  # two of each of four genes, none of `rare` and `odd`
         assert len(set(task.groups)) == 4
+        # A site drawn as its own decoy would be thrown out with it.
+        assert "repeated sequences" not in task.left_out
     path.write_text("ACGT GTAG ACGT many g\n")
     with pytest.raises(EvoError, match="line 1: not exon, intron"):
         splice.load_donors([path])
