@@ -159,6 +159,11 @@ class Checkpoints(ModelCheckpoint):
     def state_key(self) -> str:
         return type(self).__qualname__
 
+    @property
+    def saved_step(self) -> int | None:
+        """The step of the file that was written last, or that the run went on from."""
+        return self._saved
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 

@@ -25,6 +25,7 @@ from evo_toolkit.finetuning.networks import TaskHead, head_from, saved_head
 from evo_toolkit.finetuning.splits import strata_of
 from evo_toolkit.inference.head_files import fit_name
 from evo_toolkit.training.checkpointing import (
+    Checkpoints,
     checkpoint_step,
     find_checkpoints,
     read_training_checkpoint,
@@ -104,9 +105,10 @@ class KeepBest(Callback):
         else:
             self.without += 1
         # A checkpoint of this step was written before its validation: it must know of it, too.
-        written = self._folder(trainer) / f"step-{trainer.global_step:08d}.ckpt"
-        if written.exists():
-            trainer.save_checkpoint(written, weights_only=False)
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, Checkpoints) and callback.saved_step == trainer.global_step:
+                written = callback.folder(trainer) / f"step-{trainer.global_step:08d}.ckpt"
+                trainer.save_checkpoint(written, weights_only=False)
         if self.patience is not None and self.without >= self.patience:
             if trainer.is_global_zero:
                 _log.info(

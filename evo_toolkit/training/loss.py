@@ -115,8 +115,9 @@ class NextTokenObjective(nn.Module):
         self.compiled = False
         self.model = model
         self.checkpoint_blocks = checkpoint_blocks
-        # Of long convolutions: no other layer draws.
+        # Of long convolutions and of adapters: no other layer draws.
         self._random = "L" in model.config.pattern and model.config.long_dropout > 0
+        self._random |= any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules())
 
     def forward(
         self, input_ids: Tensor, targets: Tensor, weights: Tensor | None

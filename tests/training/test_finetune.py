@@ -396,6 +396,28 @@ def test_sequences_that_both_parts_share_are_told(
     assert sum("share a 31-mer" in record.message for record in caplog.records) == 1
 
 
+def test_what_is_computed_again_leaves_out_the_same(toy_model_dir: Path) -> None:
+    """Activations that are made a second time, with dropout in the adapter."""
+    from evo_toolkit.finetuning.adapters import add_adapter
+    from evo_toolkit.training.loss import NextTokenObjective
+
+    def gradients(checkpoint_blocks: int) -> list[torch.Tensor]:
+        model = load_model(toy_model_dir, device="cpu")
+        add_adapter(model, AdapterConfig(rank=3, dropout=0.5))
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.constant_(parameter, 0.1)
+        objective = NextTokenObjective(model.train(), checkpoint_blocks=checkpoint_blocks)
+        ids = torch.tensor([list(b"ACGTTGCAATGGCA")])
+        torch.manual_seed(4)
+        loss, _ = objective(ids[:, :-1], ids[:, 1:], torch.ones(1, 13))
+        loss.backward()
+        return [p.grad for p in model.parameters() if p.grad is not None]
+
+    for one, other in zip(gradients(0), gradients(1), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_two_sharded_processes_train_as_one(
