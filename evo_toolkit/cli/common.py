@@ -205,28 +205,46 @@ def load_for_genome(
     return model, note
 
 
-def workers_for_genome(
+@contextmanager
+def model_for_genome(
     name: str,
     lengths: Mapping[str, int],
     *,
     devices: str | None,
+    context_parallel: bool,
     device: str,
     precision: str,
     allow_inaccurate: bool,
     allow_out_of_domain: bool,
-) -> tuple[ContextWorkers, str | None]:
-    """As `load_for_genome`, in processes that share every sequence.
+) -> Iterator[tuple[StripedHyena2, ContextWorkers | None, str | None]]:
+    """As `load_for_genome`; with `context_parallel` in processes that share every sequence.
 
     Args:
         devices: "all", or how many.
+
+    Returns:
+        The model, which has no weights where there are processes; those; and the line about the domain.
     """
+    if not context_parallel:
+        if devices is not None:
+            raise UsageError(
+                "--devices divide every sequence here; give --context-parallel too, or --device for another single device"
+            )
+        model, note = load_for_genome(
+            name, lengths, device=device, precision=precision,
+            allow_inaccurate=allow_inaccurate, allow_out_of_domain=allow_out_of_domain,
+        )  # fmt: skip
+        yield model, None, note
+        return
     from evo_toolkit.inference.context import ContextWorkers
     from evo_toolkit.variants.workers import device_list
 
     names = device_list(devices or "all", device)
     _, note = _opened_for_genome(name, lengths, allow_inaccurate, allow_out_of_domain)
-    workers = ContextWorkers(name, names, precision=precision, allow_inaccurate=allow_inaccurate)
-    return workers, note
+    with ContextWorkers(
+        name, names, precision=precision, allow_inaccurate=allow_inaccurate
+    ) as workers:
+        yield workers.model, workers, note
 
 
 def _opened_for_genome(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
@@ -9,7 +10,8 @@ import click
 from evo_toolkit.cli.common import (
     EXIT_NOTHING_SCORED,
     allow_out_of_domain_option,
-    load_for_genome,
+    context_parallel_options,
+    model_for_genome,
     model_options,
     quiet_option,
     refuse_input_as_output,
@@ -89,6 +91,7 @@ STRAND_CHOICES = ("fwd", "rc", "both", "concat")
     help="So many bases around the middle of each region; of each variant (default there: the model's own, models info NAME).",
 )
 @model_options
+@context_parallel_options
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 @click.option(
     "--restart", is_flag=True, help="Throw away what an interrupted run of this output left."
@@ -110,6 +113,8 @@ def embed(
     device: str,
     precision: str,
     allow_inaccurate: bool,
+    devices: str | None,
+    context_parallel: bool,
     force: bool,
     restart: bool,
     allow_out_of_domain: bool,
@@ -134,6 +139,7 @@ def embed(
     from evo_data.files import check_output
     from evo_toolkit.cli.embed_sources import open_embedded
     from evo_toolkit.errors import UsageError
+    from evo_toolkit.inference.context_embedding import ContextEmbeddingRunner
     from evo_toolkit.inference.embed import EmbeddingRunner
     from evo_toolkit.inference.embed_files import EmbeddingFile, check_suffix, write_embeddings
     from evo_toolkit.inference.readings import POOLS, STRANDS
@@ -147,25 +153,35 @@ def embed(
     refuse_input_as_output(output, fasta, *([regions_file] if regions_file else []))
     force = force or was_finishing(output)
     check_output(output, force=force)
-    with Fasta(fasta) as sequences:
+    with Fasta(fasta) as sequences, ExitStack() as running:
         source = open_embedded(
             sequences, regions=regions, regions_file=regions_file, features=features,
             window=window, strands=strands_wanted, pool=pool,
         )  # fmt: skip
         for warning in source.warnings:
             click.echo(f"Warning: {warning}", err=True)
-        loaded, note = load_for_genome(
-            name, sequences.lengths, device=device, precision=precision,
-            allow_inaccurate=allow_inaccurate, allow_out_of_domain=allow_out_of_domain,
+        loaded, workers, note = running.enter_context(
+            model_for_genome(
+                name, sequences.lengths, devices=devices, context_parallel=context_parallel,
+                device=device, precision=precision, allow_inaccurate=allow_inaccurate,
+                allow_out_of_domain=allow_out_of_domain,
+            )
         )  # fmt: skip
         try:
-            runner = EmbeddingRunner(loaded, layers, pool=pool_wanted, strands=strands_wanted)
+            runner = (
+                EmbeddingRunner(loaded, layers, pool=pool_wanted, strands=strands_wanted)
+                if workers is None
+                else ContextEmbeddingRunner(
+                    workers, layers, pool=pool_wanted, strands=strands_wanted
+                )
+            )
         except ValueError as error:
             raise UsageError(str(error)) from None
         source.prepare(loaded.config.default_window)
         options: dict[str, object] = {
             "layers": runner.layers, "pool": pool, "strands": strands, "regions": list(regions) or None,
             "regions_file": regions_file, "features": list(features) or None, "window": window,
+            "context_parallel": ", ".join(workers.devices) if workers else None,
         }  # fmt: skip
         with _open_store(output, runner, sequences, options, restart=restart) as store:
             num = _embed(runner, source, store, quiet=quiet)
@@ -204,7 +220,8 @@ def _open_store(
         "sequences": genome_entry(sequences),
         "model": {"file": str(model.source), "sha256": model.sha256},
         "precision": model.policy.describe(),
-        "device": device_name(str(model.device)),
+        # With --context-parallel the options name the devices, and the model here has none.
+        "device": None if model.device.type == "meta" else device_name(str(model.device)),
         "options": options_entry(options),
     }
     store = GroupStore(output, identity, restart=restart)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,14 +14,13 @@ from evo_toolkit.cli.common import (
     PROGRAM,
     allow_out_of_domain_option,
     context_parallel_options,
-    load_for_genome,
+    model_for_genome,
     model_options,
     quiet_option,
     refuse_input_as_output,
     region_options,
     require_model,
     user_errors,
-    workers_for_genome,
 )
 
 if TYPE_CHECKING:
@@ -103,10 +103,7 @@ def track(
     how undecided the model is there, whatever stands there. Bases other than A, C, G and T have no
     value. Overlapping regions are merged.
     """
-    from contextlib import ExitStack
-
     from evo_data.fasta import Fasta
-    from evo_toolkit.errors import UsageError
     from evo_toolkit.variants.manifest import describe_run
     from evo_toolkit.variants.regions import read_regions
     from evo_toolkit.variants.track_files import TRACK_SUFFIXES, open_track, resolve_format
@@ -116,25 +113,20 @@ def track(
         refuse_input_as_output(output, genome, *([regions_file] if regions_file else []))
     format = resolve_format(output, TRACK_SUFFIXES, stdout="bedgraph", force=force)
     width = _window(window)
-    if devices is not None and not context_parallel:
-        raise UsageError(
-            "--devices of track divide every sequence; give --context-parallel too, or --device for another single device"
-        )
     with Fasta(genome) as reference, ExitStack() as running:
         wanted = read_regions(regions, regions_file, reference.lengths)
-        how: dict[str, Any] = {
-            "device": device, "precision": precision, "allow_inaccurate": allow_inaccurate,
-            "allow_out_of_domain": allow_out_of_domain,
-        }  # fmt: skip
+        loaded, workers, note = running.enter_context(
+            model_for_genome(
+                name, reference.lengths, devices=devices, context_parallel=context_parallel,
+                device=device, precision=precision, allow_inaccurate=allow_inaccurate,
+                allow_out_of_domain=allow_out_of_domain,
+            )
+        )  # fmt: skip
         positions = None
-        if context_parallel:
-            workers, note = workers_for_genome(name, reference.lengths, devices=devices, **how)
-            loaded = running.enter_context(workers).model
+        if workers is not None:
             from evo_toolkit.variants.context import ContextPositionModel
 
             positions = ContextPositionModel(workers, bases=True)
-        else:
-            loaded, note = load_for_genome(name, reference.lengths, **how)
         from evo_toolkit.cli.progress import progress_bar
         from evo_toolkit.variants.track import Track
 
@@ -147,7 +139,7 @@ def track(
             what=what if format in ("bigwig", "bedgraph", "bedgraph.gz") else "loglik, entropy",
             unit="nats", strands=strands, window=tracks.window or "whole",
             stride=tracks.stride if tracks.window else None,
-            **({"device": f"one sequence over {', '.join(workers.devices)}"} if context_parallel else {}),
+            context_parallel=", ".join(workers.devices) if workers else None,
             command=None if no_version else f"{PROGRAM} {shlex.join(sys.argv[1:])}", note=note,
         )  # fmt: skip
         summary = _Summary()

@@ -93,6 +93,22 @@ class Pooled:
                 total = values.sum(dim=0, dtype=torch.float64)
                 self._value = total if self._value is None else self._value + total
 
+    def partial(self) -> tuple[int, Tensor | None, list[Values]]:
+        """What has been taken so far, on the CPU, for `follow`."""
+        return self._kept, None if self._value is None else self._value.cpu(), self._rows
+
+    def follow(self, part: tuple[int, Tensor | None, list[Values]]) -> None:
+        """Take what another pool of the same reading took of the positions that come next."""
+        kept, value, rows = part
+        self._kept += kept
+        self._rows = [*self._rows, *rows]
+        if self._value is None or value is None or self._pool in ("center", "last"):
+            self._value = self._value if value is None else value
+        elif self._pool == "max":
+            self._value = torch.maximum(self._value, value)
+        else:
+            self._value = self._value + value
+
     def result(self) -> Values:
         """`[C]`, or `[positions, C]` for "none"."""
         if self._pool == "none":

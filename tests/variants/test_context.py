@@ -17,6 +17,9 @@ from evo_data.tokenizer import ByteTokenizer
 from evo_toolkit.cli.main import cli
 from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.inference.context import ContextWorkers
+from evo_toolkit.inference.context_embedding import ContextEmbeddingRunner
+from evo_toolkit.inference.embed import EmbeddingRunner
+from evo_toolkit.inference.readings import Pool, readings_of
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.parallel import ContextParallel
 from evo_toolkit.variants.context import ContextPositionModel
@@ -55,8 +58,41 @@ def test_a_track_over_two_processes_is_that_of_one(tmp_path: Path, toy_model_dir
         done = CliRunner().invoke(cli, [*words, *how, "-o", str(output)], catch_exceptions=False)
         assert done.exit_code == 0, done.output
         tables.append(pd.read_csv(output, sep="\t", comment="#", na_values=".", header=None))
-    assert "one sequence over cpu, cpu" in (tmp_path / "two.tsv").read_text()
+    assert "context_parallel=cpu, cpu" in (tmp_path / "two.tsv").read_text()
     pd.testing.assert_frame_equal(*tables, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pool", ["mean", "max", "last", "center", "none"])
+def test_embeddings_over_two_processes_are_those_of_one(
+    workers: ContextWorkers, toy_model: StripedHyena2, pool: Pool
+) -> None:
+    layers = ["embedding", "blocks.1", "blocks.2.mixer", "norm"]
+    tokens = [ByteTokenizer().encode(SEQUENCE[:n]) for n in (1, 70, 301, 17_001)]
+    # The last mask keeps nothing of what the second process has on the forward strand.
+    masks = [None, None, np.arange(301) % 3 == 1, np.arange(17_001) < 5000]
+    readings = [readings_of(t, mask, "both") for t, mask in zip(tokens, masks, strict=True)]
+    one = EmbeddingRunner(toy_model, layers, pool=pool, strands="both").embed(readings)
+    two = ContextEmbeddingRunner(workers, layers, pool=pool, strands="both").embed(readings)
+    assert list(one) == list(two) == layers
+    for layer in layers:
+        for a, b in zip(one[layer], two[layer], strict=True):
+            np.testing.assert_allclose(b, a, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_embed_over_two_processes_writes_what_one_does(tmp_path: Path, toy_model_dir: Path) -> None:
+    fasta = tmp_path / "s.fa"
+    fasta.write_text(f">a\n{SEQUENCE[:900]}\n>b\n{SEQUENCE[:300]}\n")
+    words = ["embed", str(fasta), "-m", str(toy_model_dir), "--device", "cpu", "-l", "norm"]
+    arrays = []
+    for name, how in (("one", ()), ("two", ("--context-parallel", "--devices", "2"))):
+        output = tmp_path / f"{name}.npz"
+        done = CliRunner().invoke(cli, [*words, *how, "-o", str(output)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        with np.load(output) as file:
+            arrays.append(file["norm"])
+            assert ("cpu, cpu" in str(file["manifest"])) == (name == "two")
+    np.testing.assert_allclose(arrays[0], arrays[1], atol=2e-5)
 
 
 @pytest.mark.parametrize(
