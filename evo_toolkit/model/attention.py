@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-from evo_kernels import attention_two_segment, cudnn
+from evo_kernels import attention_forked, attention_two_segment, cudnn
 from evo_kernels.rotary import rotary
 from evo_toolkit.model.config import StripedHyena2Config
 from evo_toolkit.model.mixer import Mixer
@@ -94,8 +94,10 @@ def _two_segments_on_cpu(
     return y.to(q.dtype).transpose(1, 2)
 
 
-def _starts(state: AttentionState | None, filled: int) -> tuple[int, ...]:
+def _starts(state: AttentionState | None, filled: int) -> tuple[int, ...] | Tensor:
     """Position of a chunk's first token in its sequence: one for all rows, or one for each."""
+    if state is not None and state.table is not None:
+        return state.table[2] + filled
     if state is None or state.prefix_k is None:
         return (filled,)
     prefixes = state.prefix_k if isinstance(state.prefix_k, tuple) else (state.prefix_k,)
@@ -144,7 +146,7 @@ class Attention(Mixer):
         """
         B, L, C = qkv.shape
         filled = 0 if state is None else int(state.length)
-        q, k, v = self.heads(qkv, *_starts(state, filled))
+        q, k, v = self._rotated_heads(qkv, _starts(state, filled))
         if state is None:
             new_state = self._first_state(k, v) if return_state else None
             y = self._attend(q, k, v, cached=return_state)
@@ -153,10 +155,10 @@ class Attention(Mixer):
             if return_state or filled:
                 new_state = self._extend(state, filled, k, v)
                 own_k, own_v = new_state.k[:, : filled + L], new_state.v[:, : filled + L]
-            if state.prefix_k is None or state.prefix_v is None:
+            if state.prefix_k is None and state.table is None:
                 y = self._attend(q, own_k, own_v, cached=True)
             else:
-                y = self._continue(q, state.prefix_k, state.prefix_v, own_k, own_v)
+                y = self._continue(q, state, own_k, own_v)
         return y.reshape(B, L, C // 3), new_state if return_state else None
 
     def heads(self, qkv: Tensor, *starts: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,51 +167,51 @@ class Attention(Mixer):
         Args:
             starts: Position of the first token in its sequence, one for all rows or one for each.
         """
-        B, L, _ = qkv.shape
-        q, k, v = (x.reshape(B, L, self.num_heads, -1) for x in qkv.chunk(3, dim=-1))
-        return *self._rotated(q, k, starts), v
+        return self._rotated_heads(qkv, starts)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention of whole sequences of rotated heads, `[B, L, H, E]`."""
         return self._attend(q, k, v, cached=False)
 
-    def _rotated(self, q: Tensor, k: Tensor, starts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Rotate queries and keys; `starts` has one first position for all rows, or one for each."""
-        L, dtype = q.shape[1], torch.promote_types(q.dtype, torch.float32)
-        tables = {
-            start: rotary_table(
-                torch.arange(start, start + L, device=q.device),
-                self.inv_freq, self.interpolation, self.policy.rounding, dtype,
-            )
-            for start in set(starts)
-        }  # fmt: skip
-        if len(tables) == 1:
-            return rotary(q, k, *tables[starts[0]], backend=self.policy.backend)
-        rows = [
-            rotary(q_row, k_row, *tables[start], backend=self.policy.backend)
-            for q_row, k_row, start in zip(q.split(1), k.split(1), starts, strict=True)
-        ]
-        return torch.cat([q for q, _ in rows]), torch.cat([k for _, k in rows])
+    def _rotated_heads(
+        self, qkv: Tensor, starts: tuple[int, ...] | Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        B, L, _ = qkv.shape
+        q, k, v = (x.reshape(B, L, self.num_heads, -1) for x in qkv.chunk(3, dim=-1))
+        if isinstance(starts, Tensor):
+            table = self._table(starts[:, None] + torch.arange(L, device=qkv.device), q.dtype)
+        else:
+            # Each from a tensor of its own: a CPU's cosine rounds by where in a tensor a number lies.
+            tables = {
+                start: self._table(torch.arange(start, start + L, device=qkv.device), q.dtype)
+                for start in set(starts)
+            }
+            rows = zip(*(tables[start] for start in starts), strict=True)
+            table = tables[starts[0]] if len(tables) == 1 else tuple(map(torch.stack, rows))
+        cos, sin = table
+        return *rotary(q, k, cos, sin, backend=self.policy.backend), v
 
-    def _continue(
-        self,
-        q: Tensor,
-        prefix_k: Tensor | tuple[Tensor, ...],
-        prefix_v: Tensor | tuple[Tensor, ...],
-        k: Tensor,
-        v: Tensor,
-    ) -> Tensor:
+    def _table(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """Cosines and sines of positions `[..., L]`, for heads of `dtype`."""
+        wide = torch.promote_types(dtype, torch.float32)
+        return rotary_table(
+            positions, self.inv_freq, self.interpolation, self.policy.rounding, wide
+        )
+
+    def _continue(self, q: Tensor, state: AttentionState, k: Tensor, v: Tensor) -> Tensor:
         """Attention over prefixes and own positions."""
-        backend = self.policy.backend
-        if not isinstance(prefix_k, tuple):
-            assert isinstance(prefix_v, Tensor)
+        backend, prefix_k, prefix_v = self.policy.backend, state.prefix_k, state.prefix_v
+        if isinstance(prefix_k, Tensor) or isinstance(prefix_v, Tensor):
+            assert isinstance(prefix_k, Tensor) and isinstance(prefix_v, Tensor)
             return attention_two_segment(q, prefix_k, prefix_v, k, v, backend=backend)
-        # Row by row: a call for all rows of one prefix would round by how many they are.
-        rows = zip(q.split(1), prefix_k, prefix_v, k.split(1), v.split(1), strict=True)
         fused = q.device.type == "cpu" and backend != "reference" and q.shape[1] == k.shape[1]
         if fused and not torch.is_grad_enabled():
+            assert prefix_k is not None and prefix_v is not None
+            rows = zip(q.split(1), prefix_k, prefix_v, k.split(1), v.split(1), strict=True)
             return torch.cat([_two_segments_on_cpu(*row) for row in rows])
-        return torch.cat([attention_two_segment(*row, backend=backend) for row in rows])
+        return attention_forked(
+            q, prefix_k, prefix_v, k, v, table=state.table, common=state.common, backend=backend
+        )
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, *, cached: bool) -> Tensor:
         if cached and self.policy.rounding is not None:
@@ -221,7 +223,7 @@ class Attention(Mixer):
 
     @staticmethod
     def _first_state(k: Tensor, v: Tensor) -> AttentionState:
-        length = torch.tensor(k.shape[1], dtype=torch.int64, device=k.device)
+        length = torch.tensor(k.shape[1], dtype=torch.int64, device="cpu")
         return AttentionState(None, None, k, v.contiguous(), length, length.clone())
 
     @staticmethod
@@ -232,9 +234,7 @@ class Attention(Mixer):
         if torch.is_grad_enabled():
             own_k = torch.cat([state.k[:, :filled], k], dim=1)
             own_v = torch.cat([state.v[:, :filled], v], dim=1)
-            return AttentionState(
-                state.prefix_k, state.prefix_v, own_k, own_v, length, length.clone()
-            )
+            return state._replace(k=own_k, v=own_v, length=length, claimed=length.clone())
         # Tensors made in inference mode may not be written outside of it.
         writable = torch.is_inference_mode_enabled() or not state.k.is_inference()
         if writable and state.k.shape[1] >= total and int(state.claimed) == filled:
@@ -245,4 +245,4 @@ class Attention(Mixer):
         capacity = max(total, 2 * filled, 64)
         own_k = _append(state.k, filled, k, capacity)
         own_v = _append(state.v, filled, v, capacity)
-        return AttentionState(state.prefix_k, state.prefix_v, own_k, own_v, length, length.clone())
+        return state._replace(k=own_k, v=own_v, length=length, claimed=length.clone())

@@ -30,15 +30,15 @@ def rotary_table(
     """Cosine and sine of `position / interpolation * frequency_i`.
 
     Args:
-        positions: `[L]`, 0 for the first base of the sequence.
+        positions: `[..., L]`, 0 for the first base of the sequence.
         frequencies: `[E / 2]`.
         rounding: Round both to this dtype, as the released implementation does.
         dtype: Of the result.
 
     Returns:
-        Two `[L, E / 2]`.
+        Two `[..., L, E / 2]`.
     """
-    angles = (positions.to(dtype) / interpolation)[:, None] * frequencies.to(dtype)
+    angles = (positions.to(dtype) / interpolation)[..., None] * frequencies.to(dtype)
     cos, sin = angles.cos(), angles.sin()
     if rounding is not None:
         cos, sin = cos.to(rounding).to(dtype), sin.to(rounding).to(dtype)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from evo_kernels.attention_forked import prefix_table
 from evo_kernels.diagonal_ssm import DiagonalState
 from evo_kernels.h3 import H3State
 from evo_kernels.hyena_li import LIState
@@ -23,11 +24,15 @@ class AttentionState(NamedTuple):
         prefix_k, prefix_v: Never written: `[1, P, H, E]` shared by all rows, or one such tensor for
             every row (of a length of its own; rows may share one), or None.
         k, v: Buffers of this sequence's own positions, `[B, capacity, H, E]`.
-        length: How many positions of the buffers are filled, int64 scalar.
-        claimed: How many positions of the buffers any continuation has written, int64 scalar,
-            shared by all states over one buffer. Without gradients a continuation appends in place
-            when it is the first to continue from `length` (then `claimed == length`) and copies
+        length: How many positions of the buffers are filled, int64 scalar on the CPU, where reading
+            it waits for nothing.
+        claimed: How many positions of the buffers any continuation has written, int64 scalar on the
+            CPU, shared by all states over one buffer. Without gradients a continuation appends in
+            place when it is the first to continue from `length` (then `claimed == length`) and copies
             otherwise, so two continuations of one state never see each other.
+        table: Where the prefixes of rows with one each lie (`evo_kernels.prefix_table`), on a GPU.
+            The prefixes themselves may then be None, if somebody else keeps them alive.
+        common: No prefix of these rows is shorter (`evo_kernels.attention_forked`).
     """
 
     prefix_k: Tensor | tuple[Tensor, ...] | None
@@ -36,6 +41,8 @@ class AttentionState(NamedTuple):
     v: Tensor
     length: Tensor
     claimed: Tensor
+    table: Tensor | None = None
+    common: int = 0
 
 
 MixerState = SEState | MRState | LIState | H3State | DiagonalState | LongConvState | AttentionState
@@ -86,12 +93,51 @@ def fork_state(state: ModelState, rows: int) -> ModelState:
     return tuple(forked)
 
 
-def _tensors(layer: MixerState) -> tuple[Tensor, ...]:
-    assert not isinstance(layer, AttentionState)
-    return tuple(layer)
+def _rows_of(
+    layers: Sequence[tuple[MixerState, int]], order: tuple[list[int], Tensor]
+) -> MixerState:
+    """Rows of states of fixed size, as one state; `order` is `_by_state` of them."""
+    first, index = order
+    fields = zip(*(tuple(layers[i][0]) for i in first), strict=True)
+    joined = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in fields)
+    kind = type(layers[0][0])
+    assert not issubclass(kind, AttentionState)
+    return kind(*(x.index_select(0, index) for x in joined))
 
 
-def gather_forks(forks: Sequence[tuple[ModelState, int]]) -> ModelState:
+def _by_state(rows: Sequence[tuple[ModelState, int]]) -> tuple[list[int], Tensor]:
+    """The first row of every distinct state, and where each row is when these follow one another."""
+    first: list[int] = []
+    begins: dict[int, int] = {}
+    total, index = 0, []
+    for at, (state, row) in enumerate(rows):
+        if id(state) not in begins:
+            begins[id(state)] = total
+            first.append(at)
+            total += _batch_size(state)
+        index.append(begins[id(state)] + row)
+    return first, on_device(torch.tensor(index), _device(rows[0][0]))
+
+
+def on_device(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on another device, by a copy that waits for nothing."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+def _sized(state: ModelState) -> Tensor:
+    layer = state[0]
+    return layer.k if isinstance(layer, AttentionState) else layer[0]
+
+
+def _batch_size(state: ModelState) -> int:
+    return int(_sized(state).shape[0])
+
+
+def _device(state: ModelState) -> torch.device:
+    return _sized(state).device
+
+
+def gather_forks(forks: Sequence[tuple[ModelState, int]], common: int = 0) -> ModelState:
     """The state of a batch of continuations, each of its own row of some state.
 
     Keys and values of the prefixes are shared, not copied; the small fixed-size states are copied.
@@ -99,6 +145,7 @@ def gather_forks(forks: Sequence[tuple[ModelState, int]]) -> ModelState:
 
     Args:
         forks: For every row of the batch, the state to continue and the row in it.
+        common: No prefix is shorter; attention on a GPU is faster for knowing it.
 
     Raises:
         ValueError: if there are none, or one of the states is itself a fork.
@@ -106,28 +153,27 @@ def gather_forks(forks: Sequence[tuple[ModelState, int]]) -> ModelState:
     if not forks:
         raise ValueError("gather_forks takes at least one fork")
     gathered: list[MixerState] = []
-    # Lengths may lie on a GPU: each is read once.
-    filled: dict[int, int] = {}
+    order = _by_state(forks)
     for index, first in enumerate(forks[0][0]):
         layers = [(state[index], row) for state, row in forks]
         if not isinstance(first, AttentionState):
-            rows = [[x[row : row + 1] for x in _tensors(layer)] for layer, row in layers]
-            gathered.append(type(first)(*(torch.cat(parts) for parts in zip(*rows, strict=True))))
+            gathered.append(_rows_of(layers, order))
             continue
         keys, values = [], []
         for layer, row in layers:
             assert isinstance(layer, AttentionState)
             if layer.prefix_k is not None:
                 raise ValueError("gather_forks takes states that are not themselves forks")
-            if id(layer.length) not in filled:
-                filled[id(layer.length)] = int(layer.length)
-            length = filled[id(layer.length)]
+            length = int(layer.length)
             keys.append(layer.k[row : row + 1, :length])
             values.append(layer.v[row : row + 1, :length])
         empty = first.k.new_empty((len(forks), 0, *first.k.shape[2:]))
-        zero = torch.zeros((), dtype=torch.int64)  # on the CPU, where reading it waits for nothing
+        zero = torch.zeros((), dtype=torch.int64)
+        table = prefix_table(keys, values) if first.k.is_cuda else None
         gathered.append(
-            AttentionState(tuple(keys), tuple(values), empty, empty.clone(), zero, zero.clone())
+            AttentionState(
+                tuple(keys), tuple(values), empty, empty.clone(), zero, zero.clone(), table, common
+            )
         )
     return tuple(gathered)
 
@@ -148,11 +194,11 @@ def gather_rows(rows: Sequence[tuple[ModelState, int]]) -> ModelState:
     if not rows:
         raise ValueError("gather_rows takes at least one row")
     gathered: list[MixerState] = []
+    order = _by_state(rows)
     for index, first in enumerate(rows[0][0]):
         layers = [(state[index], row) for state, row in rows]
         if not isinstance(first, AttentionState):
-            parts = [[x[row : row + 1] for x in _tensors(layer)] for layer, row in layers]
-            gathered.append(type(first)(*(torch.cat(part) for part in zip(*parts, strict=True))))
+            gathered.append(_rows_of(layers, order))
             continue
         prefix_keys, prefix_values, keys, values = [], [], [], []
         filled = int(first.length)
@@ -169,10 +215,11 @@ def gather_rows(rows: Sequence[tuple[ModelState, int]]) -> ModelState:
             keys.append(layer.k[row : row + 1, :filled])
             values.append(layer.v[row : row + 1, :filled])
         length = torch.tensor(filled, dtype=torch.int64)
+        table = prefix_table(prefix_keys, prefix_values) if first.k.is_cuda else None
         gathered.append(
             AttentionState(
                 tuple(prefix_keys), tuple(prefix_values), torch.cat(keys), torch.cat(values),
-                length, length.clone(),
+                length, length.clone(), table, first.common,
             )
         )  # fmt: skip
     return tuple(gathered)

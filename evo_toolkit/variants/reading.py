@@ -6,9 +6,9 @@ before it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from evo_data.alphabet import BASES
 from evo_toolkit.inference.embed import LayerProbe, resolve_layer
+from evo_toolkit.inference.graphs import Graphs, wants_graphs
 from evo_toolkit.inference.runner import padded
+from evo_toolkit.model.state import AttentionState, on_device
 from evo_toolkit.variants.positions import base_log_probs
 
 if TYPE_CHECKING:
@@ -84,14 +86,41 @@ class Row:
         }
 
 
+class Read(NamedTuple):
+    """What a forward over a piece of rows gives.
+
+    Attributes:
+        outputs: Of the wanted layers, `[B, L, C]`.
+        log_probs: `[B, L]` float32, nats; NaN where nothing came before.
+        bases: `[B, L, 4]` float32, nats, if wanted.
+        state: If asked for.
+        following: `[B, V]` log-probabilities of what comes next, if a state was asked for.
+    """
+
+    outputs: dict[str, Tensor]
+    log_probs: Tensor
+    bases: Tensor | None
+    state: ModelState | None
+    following: Tensor | None
+
+
 class WindowReader:
-    """Runs rows of tokens in given shapes and keeps what is wanted of them."""
+    """Runs rows of tokens in given shapes and keeps what is wanted of them.
+
+    Results come from the device when `collect` is called, so that until then nothing waits.
+
+    Attributes:
+        graphs: Of the forwards that recur.
+    """
 
     def __init__(self, model: StripedHyena2, wanted: Wanted = LOG_PROBS) -> None:
         self.model = model
         self.wanted = wanted
         self._names = {name: resolve_layer(model, name) for name in wanted.layers}
         self._probe = LayerProbe(model, sorted(set(self._names.values())), all_blocks=True)
+        plain = not wanted.bases and not wanted.layers
+        self.graphs = Graphs(plain and wants_graphs(model))
+        self._pending: list[tuple[Tensor, Callable[[LogProbs], None]]] = []
 
     def hidden(
         self, ids: Tensor, state: ModelState | None = None, *, return_state: bool = False
@@ -116,7 +145,42 @@ class WindowReader:
 
     def ids(self, tokens: Sequence[Tokens], shape: tuple[int, int]) -> Tensor:
         """Rows of tokens, padded to a shape."""
-        return torch.from_numpy(padded(tokens, shape)).to(self.model.device)
+        return on_device(torch.from_numpy(padded(tokens, shape)), self.model.device)
+
+    def later(self, values: Tensor, keep: Callable[[LogProbs], None]) -> None:
+        """Hand an array over when results are collected."""
+        self._pending.append((values, keep))
+
+    def collect(self) -> None:
+        """Wait for all results so far, and hand them over."""
+        pending, self._pending = self._pending, []
+        for values, keep in pending:
+            keep(values.cpu().numpy())
+
+    def forget(self) -> None:
+        """Drop what was not collected, of forwards that did not all fit into memory."""
+        self._pending = []
+
+    def forward(
+        self, ids: Tensor, state: ModelState | None, following: Tensor | None, *, return_state: bool
+    ) -> Read:
+        """Read a piece of every row; arguments as of `read`."""
+        outputs, hidden, state = self.hidden(ids, state, return_state=return_state)
+        found = self.model.gather_log_probs(hidden[:, :-1], ids[:, 1:]).float()
+        rows = len(ids)
+        if following is None:
+            first = found.new_full((rows, 1), float("nan"))
+        else:
+            first = following.gather(1, ids[:, :1])
+        log_probs, bases = torch.cat([first, found], dim=1), None
+        if self.wanted.bases:
+            if following is None:
+                first = found.new_full((rows, len(BASES)), float("nan"))
+            else:
+                first = self.bases_following(following)
+            bases = torch.cat([first[:, None], self.bases(hidden[:, :-1])], dim=1)
+        after = self.following(hidden) if return_state else None
+        return Read(outputs, log_probs, bases, state, after)
 
     @torch.inference_mode()
     def read(
@@ -128,7 +192,7 @@ class WindowReader:
         *,
         return_state: bool = False,
     ) -> tuple[ModelState | None, Tensor | None]:
-        """Read the next piece of rows, as long as the shape is, and keep what is wanted of it.
+        """Read the next piece of rows, as long as the shape is; `collect` keeps what is wanted of it.
 
         Args:
             rows: At most as many as the shape has.
@@ -146,35 +210,38 @@ class WindowReader:
             row.tokens[start : start + shape[1]] for row, start in zip(rows, starts, strict=True)
         ]
         ids = self.ids(pieces, shape)
-        outputs, hidden, state = self.hidden(ids, state, return_state=return_state)
-        found = self.model.gather_log_probs(hidden[:, :-1], ids[:, 1:]).float()
-        first = (
-            found.new_full((shape[0], 1), float("nan"))
-            if following is None
-            else following.gather(1, ids[:, :1])
-        )
-        log_probs = torch.cat([first, found], dim=1).cpu().numpy()
-        bases = None
-        if self.wanted.bases:
-            first = (
-                found.new_full((shape[0], len(BASES)), float("nan"))
-                if following is None
-                else self.bases_following(following)
+        if return_state:
+            read = self.forward(ids, state, following, return_state=True)
+        else:
+            if state is not None and self.graphs.enabled:
+                state = _without_prefixes(state)
+            read = self.graphs(
+                (shape, state is None),
+                lambda inputs: self.forward(*inputs, return_state=False),
+                (ids, state, following),
             )
-            rest = self.bases(hidden[:, :-1])
-            bases = torch.cat([first[:, None], rest], dim=1).cpu().numpy()
-        for index, (row, piece, start) in enumerate(zip(rows, pieces, starts, strict=True)):
-            row.log_probs.append(log_probs[index, : len(piece)].copy())
-            if bases is not None:
+
+        def keep(log_probs: LogProbs) -> None:
+            for index, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
+                row.log_probs.append(log_probs[index, : len(piece)].copy())
+
+        def keep_bases(bases: LogProbs) -> None:
+            for index, (row, piece) in enumerate(zip(rows, pieces, strict=True)):
                 row.bases.append(bases[index, : len(piece)].copy())
-            if self._names:
-                row.sums.append(self._sums(outputs, index, row.forks, start, len(piece)))
-        return state, self.following(hidden) if return_state else None
+
+        self.later(read.log_probs, keep)
+        if read.bases is not None:
+            self.later(read.bases, keep_bases)
+        if self._names:
+            for index, (row, piece, start) in enumerate(zip(rows, pieces, starts, strict=True)):
+                row.sums.append(self._sums(read.outputs, index, row.forks, start, len(piece)))
+        return read.state, read.following
 
     def read_all(self, rows: Sequence[Row], shape: tuple[int, int]) -> None:
         """Read rows of tokens whole, in forwards of one shape."""
         for start in range(0, len(rows), shape[0]):
             self.read(rows[start : start + shape[0]], shape)
+        self.collect()
 
     def _sums(
         self, outputs: Mapping[str, Tensor], index: int, forks: set[int], start: int, length: int
@@ -187,3 +254,13 @@ class WindowReader:
             }
             for fork in forks
         }  # fmt: skip
+
+
+def _without_prefixes(state: ModelState) -> ModelState:
+    """A state that leaves it to others to keep its prefixes alive."""
+    return tuple(
+        layer._replace(prefix_k=None, prefix_v=None)
+        if isinstance(layer, AttentionState) and layer.table is not None
+        else layer
+        for layer in state
+    )

@@ -27,7 +27,7 @@ from evo_toolkit.errors import UsageError
 from evo_toolkit.inference.runner import LogProbRunner, default_rows
 from evo_toolkit.model.state import gather_forks, gather_rows
 from evo_toolkit.variants.read_plan import Plan, Prefix, Split, Splits, batches
-from evo_toolkit.variants.reading import LOG_PROBS, Row, Wanted, WindowReader
+from evo_toolkit.variants.reading import LOG_PROBS, LogProbs, Row, Wanted, WindowReader
 from evo_toolkit.variants.suffix import QUIET_PIECES, Adaptive, Suffix
 from evo_toolkit.variants.whole_windows import WholeWindows
 from evo_toolkit.variants.window_runner import (
@@ -177,6 +177,7 @@ class ReusedPrefixes:
         try:
             self._run(plan)
         except torch.OutOfMemoryError:
+            self._reader.forget()
             if all(rows == 1 for rows, _ in self.shapes):
                 raise
             return False
@@ -222,8 +223,10 @@ class ReusedPrefixes:
         start = time.perf_counter()
         with torch.inference_mode():
             waiting = self._read_prefixes([one])
+            self._reader.collect()
             middle = time.perf_counter()
             self._read_suffixes(waiting)
+            self._reader.collect()
         end = time.perf_counter()
         self._prefix_seconds, self._suffix_seconds = middle - start, end - middle
         if self._adaptive:  # at most: how far alleles are read is not known before
@@ -252,6 +255,7 @@ class ReusedPrefixes:
                 self._read_suffixes([waiting.popleft() for _ in range(rows)])
         if waiting:
             self._read_suffixes(list(waiting))
+        self._reader.collect()
 
     def _run_adaptively(self, plan: Plan, adaptive: Adaptive) -> None:
         """Read prefixes, and of every allele as many pieces as it takes."""
@@ -264,6 +268,7 @@ class ReusedPrefixes:
                 self._read_pieces(waiting, splits, adaptive)
                 waiting, splits = [], []
         self._read_pieces(waiting, splits, adaptive)
+        self._reader.collect()
 
     def _read_pieces(
         self, waiting: list[_Waiting], splits: Sequence[Split], adaptive: Adaptive
@@ -286,6 +291,7 @@ class ReusedPrefixes:
                     for row, one in enumerate(batch)
                 ]
             begun = True
+            self._reader.collect()
             for allele in deciding:
                 changes = allele.changes(QUIET_PIECES)
                 if adaptive.is_enough(changes, allele.fork - allele.position, piece):
@@ -300,48 +306,72 @@ class ReusedPrefixes:
 
     def _read_prefixes(self, batch: Sequence[Prefix]) -> list[_Waiting]:
         """Read prefixes up to their deepest split; the suffixes that may now be read."""
-        reader = self._reader
-        rows, position = self._prefix_shape
-        ids = reader.ids([prefix.tokens[:position] for prefix in batch], self._prefix_shape)
-        _, hidden, state = reader.hidden(ids, return_state=True)
+        rows, middle = self._prefix_shape
+        chunks = (max(prefix.depth for prefix in batch) - middle) // self.splits.chunk
+        length = middle + chunks * self.splits.chunk
+        ids = self._reader.ids([prefix.tokens[:length] for prefix in batch], (rows, length))
         self._positions_run += ids.numel()
+        log_probs, bases, reached = self._reader.graphs(
+            ("prefixes", rows, length), self._prefixes, ids
+        )
+        waiting = [
+            _Waiting(suffix, (state, row), following[row])
+            for index, (state, following) in enumerate(reached)
+            for row, prefix in enumerate(batch)
+            if (split := prefix.splits.get(middle + index * self.splits.chunk)) is not None
+            for suffix in split.suffixes.values()
+        ]
+
+        def keep(found: LogProbs) -> None:
+            for row, prefix in enumerate(batch):
+                prefix.log_probs = found[row, : prefix.depth].copy()
+
+        def keep_bases(found: LogProbs) -> None:
+            for row, prefix in enumerate(batch):
+                prefix.bases = found[row, : prefix.depth + 1].copy()
+
+        self._reader.later(log_probs, keep)
+        if bases is not None:
+            self._reader.later(bases, keep_bases)
+        return waiting
+
+    def _prefixes(
+        self, ids: Tensor
+    ) -> tuple[Tensor, Tensor | None, list[tuple[ModelState, Tensor]]]:
+        """Read `[B, L]` tokens up to the middle, and from split to split to their end.
+
+        Returns:
+            Log-probabilities `[B, L]`; those of the bases and of what comes next, `[B, L + 1, 4]`, if
+            wanted; for every split the state there and what follows, `[B, V]`.
+        """
+        reader, (rows, length) = self._reader, ids.shape
+        position = self.splits.middle
+        _, hidden, state = reader.hidden(ids[:, :position], return_state=True)
         unknown = hidden.new_full((rows, 1), float("nan"), dtype=torch.float32)
-        parts = [unknown, self.model.gather_log_probs(hidden[:, :-1], ids[:, 1:]).float()]
+        parts = [unknown, self.model.gather_log_probs(hidden[:, :-1], ids[:, 1:position]).float()]
         bases: list[Tensor] = []
         if self.wanted.bases:
             # Where only the fork is looked at, nothing in front of the middle is.
             whole = self.wanted.alternate
             bases.append(unknown[..., None].expand(rows, 1 if whole else position, len(BASES)))
             bases += [reader.bases(hidden[:, :-1])] if whole else []
-        waiting: list[_Waiting] = []
-        deepest = max(prefix.depth for prefix in batch)
+        reached: list[tuple[ModelState, Tensor]] = []
         while True:
             assert state is not None
             following = reader.following(hidden)
+            reached.append((state, following))
             if self.wanted.bases:
                 bases.append(reader.bases_following(following)[:, None])
-            for row, prefix in enumerate(batch):
-                if (split := prefix.splits.get(position)) is not None:
-                    fork, after = (state, row), following[row]
-                    waiting += [_Waiting(s, fork, after) for s in split.suffixes.values()]
-            if position >= deepest:
+            if position >= length:
                 break
-            end = position + self.splits.chunk
-            ids = reader.ids([p.tokens[position:end] for p in batch], (rows, self.splits.chunk))
-            _, hidden, state = reader.hidden(ids, state, return_state=True)
-            self._positions_run += ids.numel()
-            parts.append(following.gather(1, ids[:, :1]))
-            parts.append(self.model.gather_log_probs(hidden[:, :-1], ids[:, 1:]).float())
+            start, position = position, position + self.splits.chunk
+            piece = ids[:, start:position]
+            _, hidden, state = reader.hidden(piece, state, return_state=True)
+            parts.append(following.gather(1, piece[:, :1]))
+            parts.append(self.model.gather_log_probs(hidden[:, :-1], piece[:, 1:]).float())
             if self.wanted.bases:
                 bases.append(reader.bases(hidden[:, :-1]))
-            position = end
-        found = torch.cat(parts, dim=1).cpu().numpy()
-        of_bases = torch.cat(bases, dim=1).cpu().numpy() if bases else None
-        for row, prefix in enumerate(batch):
-            prefix.log_probs = found[row, : prefix.depth].copy()
-            if of_bases is not None:
-                prefix.bases = of_bases[row, : prefix.depth + 1].copy()
-        return waiting
+        return torch.cat(parts, dim=1), torch.cat(bases, dim=1) if bases else None, reached
 
     def _read_suffixes(
         self, batch: Sequence[_Waiting], *, begun: bool = False, onward: bool = False
@@ -352,12 +382,12 @@ class ReusedPrefixes:
             With `onward`, the state and what comes next.
         """
         filled = [*batch, *[batch[-1]] * (self._suffix_shape[0] - len(batch))]
-        gather = gather_rows if begun else gather_forks
+        forks = [one.fork for one in filled]
         self._positions_run += self._suffix_shape[0] * self._suffix_shape[1]
         return self._reader.read(
             [one.suffix for one in batch],
             self._suffix_shape,
-            gather([one.fork for one in filled]),
+            gather_rows(forks) if begun else gather_forks(forks, self.splits.middle),
             torch.stack([one.next_log_probs for one in filled]),
             return_state=onward,
         )

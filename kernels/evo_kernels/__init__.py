@@ -9,6 +9,7 @@ kernels, only twins. Triton is imported when a kernel first runs. The twin accum
 """
 
 # Imported eagerly: each function has the name of its folder, and the later binding must win.
+from evo_kernels.attention_forked import attention_forked, prefix_table
 from evo_kernels.attention_two_segment import attention_two_segment
 from evo_kernels.diagonal_ssm import DiagonalModes, DiagonalState, diagonal_ssm, discretise
 from evo_kernels.h3 import H3State, h3, shift_taps
@@ -26,6 +27,7 @@ __all__ = [
     "LongConvState",
     "MRState",
     "SEState",
+    "attention_forked",
     "attention_two_segment",
     "diagonal_ssm",
     "discretise",
@@ -37,6 +39,7 @@ __all__ = [
     "hyena_se",
     "learned_long_conv",
     "long_conv",
+    "prefix_table",
     "shift_taps",
     "short_conv",
 ]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evo_kernels.attention_forked import attention_forked
 from evo_kernels.attention_two_segment import attention_two_segment
 from evo_kernels.gated_product import gated_product
 from evo_kernels.rms_norm import add_rms_norm, rms_norm
@@ -134,6 +135,38 @@ def test_two_segment_attention(
     tensors = (q, pk, pv, k, v)
     exact = attention_two_segment(*(x.double() for x in tensors), backend="reference")
     _within(attention_two_segment(*tensors, backend="triton"), exact, ATTENTION_BOUND)
+
+
+@pytest.mark.parametrize(
+    "length, own, prefixes, heads, width",
+    [(1, 1, (1, 5, 4096), 2, 128), (32, 32, (4096, 4128), 2, 128), (37, 64, (300, 63), 4, 64),
+     (129, 129, (1000, 64, 65), 3, 24), (300, 300, (700, 1), 2, 256), (4096, 4096, (4096, 4320), 2, 128)],
+)  # fmt: skip
+def test_attention_over_forked_prefixes(
+    length: int, own: int, prefixes: tuple[int, ...], heads: int, width: int
+) -> None:
+    rows = len(prefixes)
+    q, k, v = (_randn(rows, own, heads, width, seed=i) for i in range(3))
+    q = q[:, own - length :]
+    buffers = [_randn(rows, max(prefixes) + 8, heads, width, seed=3 + i) for i in (0, 1)]
+    keys, values = ([x[i : i + 1, :n] for i, n in enumerate(prefixes)] for x in buffers)
+    exact = attention_forked(
+        q.double(), [x.double() for x in keys], [x.double() for x in values], k.double(),
+        v.double(), backend="reference",
+    )  # fmt: skip
+    found = attention_forked(q, keys, values, k, v, backend="triton")
+    _within(found, exact, ATTENTION_BOUND)
+    common = min(prefixes)
+    of_all = attention_forked(q, keys, values, k, v, backend="triton", common=common)
+    _within(of_all, exact, ATTENTION_BOUND)
+    order = [*range(1, rows), 0]
+    turned = attention_forked(
+        q[order], [keys[i] for i in order], [values[i] for i in order], k[order], v[order],
+        backend="triton", common=common,
+    )  # fmt: skip
+    assert torch.equal(turned, of_all[order])
+    alone = attention_forked(q[1:2], keys[1:2], values[1:2], k[1:2], v[1:2], backend="triton")
+    _within(alone, exact[1:2], ATTENTION_BOUND)
 
 
 def test_two_segment_attention_holds_no_scores() -> None:

@@ -82,6 +82,27 @@ def test_scores_do_not_depend_on_batch_mates_bit_for_bit(model: StripedHyena2, s
 
 
 @pytest.mark.parametrize("step", [1, 32])
+def test_graphs_give_the_same_bits_as_single_launches(
+    model: StripedHyena2, step: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = groups(40)
+    runner, plain = (ReusedPrefixes(model, WINDOW, step=step, rows=8) for _ in range(2))
+    plain._reader.graphs.enabled = False
+    graphs = runner._reader.graphs
+    assert graphs.enabled == (model.policy.compute_dtype is torch.bfloat16)
+    wanted = plain(given)
+    for _ in range(2):  # the first call captures
+        found = runner(given)
+        for one, other in zip(found, wanted, strict=True):
+            for pair, expected in zip(one, other, strict=True):
+                assert np.array_equal(pair.ref, expected.ref, equal_nan=True)
+                assert np.array_equal(pair.alt, expected.alt, equal_nan=True)
+    if graphs.enabled:
+        assert len(graphs._captured) >= 2
+    assert "one kernel at a time" not in caplog.text
+
+
+@pytest.mark.parametrize("step", [1, 32])
 def test_adaptive_suffixes_bases_and_layers_bit_for_bit(model: StripedHyena2, step: int) -> None:
     given = groups(12)
     wanted = Wanted(bases=True, layers=("blocks.1", "norm"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from evo_kernels.attention_forked import attention_forked, prefix_table
 from evo_kernels.attention_two_segment import attention_two_segment
 from evo_kernels.backend import interpreting
 from evo_kernels.errors import KernelError
@@ -138,6 +139,61 @@ def test_two_segment_attention(
     found = attention_two_segment(q, pk, pv, k, v, backend="triton")
     wanted = attention_two_segment(q, pk, pv, k, v, backend="reference")
     _close(found, wanted, torch.float32)
+
+
+@pytest.mark.parametrize(
+    "length, own, prefixes, heads, width",
+    [(1, 1, (1, 5), 2, 16), (5, 9, (3, 64, 65), 1, 8), (70, 70, (130, 64, 1), 2, 24),
+     (140, 143, (200, 7), 1, 16)],
+)  # fmt: skip
+def test_attention_over_forked_prefixes(
+    length: int, own: int, prefixes: tuple[int, ...], heads: int, width: int
+) -> None:
+    rows = len(prefixes)
+    qkv = _normal(rows, own, 3 * heads * width)
+    q, k, v = (x.reshape(rows, own, heads, width) for x in qkv.chunk(3, dim=-1))
+    q = q[:, own - length :]
+    # Rows of a larger buffer, as states hold them.
+    buffers = [_normal(rows, max(prefixes) + 3, heads, width, seed=1 + i) for i in (0, 1)]
+    keys, values = ([x[i : i + 1, :n] for i, n in enumerate(prefixes)] for x in buffers)
+    found = attention_forked(q, keys, values, k, v, backend="triton")
+    wanted = attention_forked(
+        *(x.double() for x in (q,)), [x.double() for x in keys], [x.double() for x in values],
+        k.double(), v.double(), backend="reference",
+    )  # fmt: skip
+    _close(found, wanted.float(), torch.float32)
+    of_all = attention_forked(
+        q,
+        keys,
+        values,
+        k,
+        v,
+        backend="triton",
+        common=min(prefixes),
+        table=prefix_table(keys, values),
+    )
+    _close(of_all, wanted.float(), torch.float32)
+    alone = attention_forked(
+        q[1:2], keys[1:2], values[1:2], k[1:2], v[1:2], backend="triton",
+        table=prefix_table(keys[1:2], values[1:2]),
+    )  # fmt: skip
+    assert torch.equal(alone[0], found[1])
+
+
+def test_rotary_of_rows_that_begin_at_places_of_their_own() -> None:
+    q, k = (_normal(3, 5, 2, 8, seed=i) for i in (0, 1))
+    positions = torch.tensor([0, 7, 100])[:, None] + torch.arange(5)
+    angles = positions[..., None] * torch.rand(4)
+    for backend in ("triton", "reference"):
+        found = rotary(q, k, angles.cos(), angles.sin(), backend=backend)
+        rows = [
+            rotary(
+                q[i : i + 1], k[i : i + 1], angles[i].cos(), angles[i].sin(), backend="reference"
+            )
+            for i in range(3)
+        ]
+        for got, want in zip(found, zip(*rows, strict=True), strict=True):
+            _close(got, torch.cat(want), torch.float32)
 
 
 def test_pieces_of_a_row_are_equal_and_short() -> None:

@@ -13,7 +13,7 @@ from evo_kernels.launch import on_its_device, select
 @triton.jit
 def _rotary(
     q_ptr, k_ptr, cos_ptr, sin_ptr, q_out_ptr, k_out_ptr, L,
-    q_row, q_position, k_row, k_position,
+    q_row, q_position, k_row, k_position, table_row,
     H: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
     OPPOSITE: tl.constexpr,
 ):  # fmt: skip
@@ -23,7 +23,7 @@ def _rotary(
     head = tl.arange(0, HEADS)[:, None]
     pair = tl.arange(0, BLOCK)[None, :]
     keep = (head < H) & (pair < HALF)
-    angle = position.to(tl.int64) * HALF + pair
+    angle = row * table_row + position.to(tl.int64) * HALF + pair
     cos = tl.load(cos_ptr + angle, mask=pair < HALF, other=0.0)
     sin = tl.load(sin_ptr + angle, mask=pair < HALF, other=0.0)
     if OPPOSITE:
@@ -45,7 +45,7 @@ def _rotary(
     tl.store(out_ptr + to + HALF, (first * sin + second * cos).to(out), mask=keep)
 
 
-def _dense_heads(x: Tensor) -> Tensor:
+def dense_heads(x: Tensor) -> Tensor:
     """`x` if its heads of one position lie in one piece, else a copy."""
     return x if x.stride(3) == 1 and x.stride(2) == x.shape[3] else x.contiguous()
 
@@ -58,17 +58,18 @@ def rotary_forward(
 
     Args:
         q, k: `[B, L, H, E]`, any stride between positions and rows.
-        cos, sin: `[L, E/2]` float32, contiguous.
+        cos, sin: `[L, E/2]` or `[B, L, E/2]` float32, contiguous.
 
     Returns:
         Two contiguous `[B, L, H, E]`.
     """
     B, L, H, E = q.shape
-    q, k = _dense_heads(q), _dense_heads(k)
+    q, k = dense_heads(q), dense_heads(k)
     q_out, k_out = q.new_empty(q.shape), k.new_empty(k.shape)
     if q.numel():
         _rotary[(B * L, 2)](
             q, k, cos, sin, q_out, k_out, L, q.stride(0), q.stride(1), k.stride(0), k.stride(1),
+            cos.stride(0) if cos.dim() == 3 else 0,
             H=H, HALF=E // 2, HEADS=triton.next_power_of_2(H),
             BLOCK=triton.next_power_of_2(E // 2), OPPOSITE=opposite,
             **select("rotary", q.device).launch_arguments(),

@@ -49,8 +49,8 @@ def rotary(
 
     Args:
         q, k: `[B, L, H, E]`.
-        cos, sin: Of each position's angles, `[L, E/2]`, float32 (float64 for float64); constants
-            to autograd.
+        cos, sin: Of each position's angles, `[L, E/2]`, or `[B, L, E/2]` where rows begin at
+            positions of their own; float32 (float64 for float64); constants to autograd.
         backend: "triton", "reference", or "auto" (Triton where the device allows).
 
     Returns:
@@ -65,7 +65,9 @@ def rotary(
         )
     check_shape("k", k, tuple(q.shape))
     for name, table in (("cos", cos), ("sin", sin)):
-        check_shape(name, table, (q.shape[1], q.shape[3] // 2))
+        rows = (q.shape[0],) if table.dim() == 3 else ()
+        check_shape(name, table, (*rows, q.shape[1], q.shape[3] // 2))
+    check_shape("sin", sin, tuple(cos.shape))
     if resolve("rotary", backend, q) == "reference":
         return rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
     rotated_q, rotated_k = _rotary(q, k, cos, sin, False)

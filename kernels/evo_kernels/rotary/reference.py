@@ -13,11 +13,11 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Args:
         x: `[B, L, H, E]`.
-        cos, sin: `[L, E/2]`, accumulation dtype.
+        cos, sin: `[L, E/2]` or `[B, L, E/2]`, accumulation dtype.
 
     Returns:
         `[B, L, H, E]` in the dtype of `x`, rounded once.
     """
-    cos, sin = cos[:, None, :], sin[:, None, :]
+    cos, sin = cos[..., None, :], sin[..., None, :]
     first, second = x.to(accumulation_dtype(x)).chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
