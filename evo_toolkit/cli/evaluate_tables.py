@@ -63,7 +63,7 @@ def bits_table(figures: dict[str, Any]) -> list[list[str]]:
 def snv_table(figures: dict[str, Any]) -> list[list[str]]:
     """Return AUROCs of each class by predictor, and within parts of the data."""
     rows = [["AUROC against synonymous", "scores", "within strata", "raw", "table", "positives"]]
-    for predictor in ("model", "markov"):
+    for predictor in ("model", "shift", "codon position", "markov"):
         for kind in ("nonsense", "missense"):
             found = figures.get(predictor, {}).get(kind)
             if found is None:

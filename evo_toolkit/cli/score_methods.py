@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from evo_toolkit.variants.workers import Workers, WorkerSetting
 
 # As in evo_toolkit.variants.allele_methods and .preset; a test keeps them equal.
-METHODS = ("delta", "marginal", "entropy", "jsd", "embed", "head")
+METHODS = ("delta", "marginal", "entropy", "jsd", "shift", "embed", "head")
 PRESETS = ("evo2-paper",)
 
 
@@ -211,7 +211,7 @@ def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
         type=click.Choice(METHODS),
         default=("delta",),
         show_default=True,
-        help="What to compute of each allele; repeatable. delta: EVO_DLL and what belongs to it; marginal and entropy read the reference alone; jsd; embed; head. docs/explanation/variant-methods.md has the formulas.",
+        help="What to compute of each allele; repeatable. delta: EVO_DLL and what belongs to it; marginal and entropy read the reference alone; jsd; shift; embed; head. docs/explanation/variant-methods.md has the formulas.",
     )
     @click.option(
         "--layer",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,104 @@ from evo_toolkit.evaluation.genomes import Genome, tokens
 
 if TYPE_CHECKING:
     from evo_toolkit.model.striped_hyena import StripedHyena2
+    from evo_toolkit.variants.window_runner import LogProbPair
 
-# Edits whose windows are held together: their reference windows are scored once if they agree.
-_EDITS_AT_A_TIME = 512
+# Edits whose windows are held together: their reference windows are read once if they agree.
+_EDITS_AT_A_TIME = 1024
 
 Place = tuple[int, int, Edit]
 """Index of a genome, index of a record in it, and the edit, 0-based on the forward strand."""
+
+
+def edit_pairs(
+    model: StripedHyena2,
+    genomes: Sequence[Genome],
+    edits: Sequence[Place],
+    window: int,
+    *,
+    progress: Callable[[int], None] = lambda edits: None,
+) -> Iterator[tuple[int, StrandWindow, LogProbPair]]:
+    """What a model says of the windows of every edit, on each strand.
+
+    Args:
+        model: The model.
+        genomes: That the edits lie in.
+        edits: What to read; both alleles of an edit have windows of the same length, the edit in
+            their middle in reading direction (`evo_data.windows.variant_windows`).
+        window: Bases per window.
+        progress: Called with the edits done since the last call.
+
+    Yields:
+        The edit's index, its window on a strand, and the log-probabilities of both alleles' tokens.
+
+    Raises:
+        EvoDataError: for a record with fewer than 32 bases, or an edit outside of it.
+    """
+    from evo_toolkit.variants.reuse import window_runner
+    from evo_toolkit.variants.window_runner import WindowGroup
+
+    runner = window_runner(model, window)
+    runner.probe()
+    texts: dict[tuple[int, int], bytes] = {}
+    for first in range(0, len(edits), _EDITS_AT_A_TIME):
+        part = edits[first : first + _EDITS_AT_A_TIME]
+        groups: dict[tuple[int, int, str, int, int], list[tuple[int, StrandWindow]]] = {}
+        for index, (genome, record, edit) in enumerate(part, first):
+            place = (genome, record)
+            if place not in texts:
+                texts[place] = tokens(genomes[genome].records[record]).tobytes()
+            text = texts[place]
+            found, _ = variant_windows(partial(_piece, text), len(text), edit, window)
+            for one in found:
+                groups.setdefault((*place, one.strand, one.start, one.end), []).append((index, one))
+        windows = list(groups.values())
+        pairs = runner(
+            [WindowGroup(of[0][1].ref, [(w.alt, w.fork) for _, w in of]) for of in windows]
+        )
+        for of, found_pairs in zip(windows, pairs, strict=True):
+            for (index, one), pair in zip(of, found_pairs, strict=True):
+                yield index, one, pair
+        progress(len(part))
+
+
+def edit_values(
+    model: StripedHyena2,
+    genomes: Sequence[Genome],
+    edits: Sequence[Place],
+    window: int,
+    columns: Sequence[str] = ("dll",),
+    *,
+    progress: Callable[[int], None] = lambda edits: None,
+) -> NDArray[np.float64]:
+    """Values of edits by methods of `evo-toolkit score`, by strand.
+
+    Args:
+        model, genomes, edits, window, progress: As of `edit_pairs`.
+        columns: Of the methods `delta` and `shift`.
+
+    Returns:
+        `[n, 2, columns]`, forward strand first; the mean of the two is the value of an edit. NaN where
+        there is none.
+
+    Raises:
+        EvoDataError: as `edit_pairs`.
+    """
+    from evo_toolkit.variants.methods import WindowOutputs, get_methods
+
+    methods = [
+        method
+        for method in get_methods(["delta", "shift"])
+        if any(column.name in columns for column in method.columns)
+    ]
+    result = np.full((len(edits), 2, len(columns)), np.nan)
+    for index, one, pair in edit_pairs(model, genomes, edits, window, progress=progress):
+        outputs = WindowOutputs(window=one, log_probs_ref=pair.ref, log_probs_alt=pair.alt)
+        for method in methods:
+            found = method([outputs])
+            for number, column in enumerate(columns):
+                if (value := found.get(column)) is not None:
+                    result[index, 0 if one.strand == "+" else 1, number] = value
+    return result
 
 
 def edit_scores(
@@ -31,51 +123,8 @@ def edit_scores(
     *,
     progress: Callable[[int], None] = lambda edits: None,
 ) -> NDArray[np.float64]:
-    """Log-likelihood of the window with the edit minus that without it, in nats, by strand.
-
-    Args:
-        model: The model.
-        genomes: That the edits lie in.
-        edits: What to score; both alleles of an edit have windows of the same length, the edit in
-            their middle in reading direction (`evo_data.windows.variant_windows`).
-        window: Bases per window.
-        progress: Called with the edits done since the last call.
-
-    Returns:
-        `[n, 2]`, forward strand first; the mean of the two is the score of an edit.
-
-    Raises:
-        EvoDataError: for a record with fewer than 32 bases, or an edit outside of it.
-    """
-    from evo_toolkit.inference.runner import LogProbRunner
-
-    runner = LogProbRunner(model, window)
-    runner.probe()
-    texts: dict[tuple[int, int], bytes] = {}
-    result = np.empty((len(edits), 2))
-    for first in range(0, len(edits), _EDITS_AT_A_TIME):
-        part = edits[first : first + _EDITS_AT_A_TIME]
-        windows: list[StrandWindow] = []
-        keys: list[tuple[int, int, str, int, int]] = []
-        for genome, record, edit in part:
-            place = (genome, record)
-            if place not in texts:
-                texts[place] = tokens(genomes[genome].records[record]).tobytes()
-            text = texts[place]
-            found, _ = variant_windows(partial(_piece, text), len(text), edit, window)
-            windows += found
-            keys += [(*place, one.strand, one.start, one.end) for one in found]
-        rows = {key: one.ref for key, one in zip(keys, windows, strict=True)}
-        number = {key: row for row, key in enumerate(rows)}
-        log_probs = runner([*rows.values(), *(one.alt for one in windows)])
-        for index, (key, one) in enumerate(zip(keys, windows, strict=True)):
-            ref, alt = log_probs[number[key]], log_probs[len(rows) + index]
-            # The alleles share everything before the fork; the first base has no prediction.
-            since = max(one.fork, 1)
-            change = alt[since:].sum(dtype=np.float64) - ref[since:].sum(dtype=np.float64)
-            result[first + index // 2, 0 if one.strand == "+" else 1] = change
-        progress(len(part))
-    return result
+    """Log-likelihood of the window with the edit minus that without it, `[n, 2]`, as `edit_values`."""
+    return edit_values(model, genomes, edits, window, progress=progress)[..., 0]
 
 
 def _piece(text: bytes, start: int, end: int) -> bytes:

@@ -22,7 +22,7 @@ from evo_toolkit.evaluation import essentiality as essentiality_task
 from evo_toolkit.evaluation import snv as snv_task
 from evo_toolkit.evaluation.baseline import Say, fit_baseline, kmer_overlap, training_genomes
 from evo_toolkit.evaluation.bits import WindowBits
-from evo_toolkit.evaluation.edits import Place, edit_scores
+from evo_toolkit.evaluation.edits import Place, edit_scores, edit_values
 from evo_toolkit.evaluation.genes import Gene, call_genes, read_gff
 from evo_toolkit.evaluation.genomes import Bytes, Genome, GenomeFile, find_genomes
 from evo_toolkit.evaluation.markov import (
@@ -211,6 +211,11 @@ def run_snv(
 ) -> dict[str, Any]:
     """AUROC of nonsense and missense against synonymous, by the model and by the Markov chain.
 
+    The model's two scores are the change of the log-likelihood (`model`) and how far it moves what is
+    expected of the bases behind the site (`shift` of `evo-toolkit score -M shift`). The second is told by
+    position in the codon, so what the third position against the other two reaches stands beside it
+    (`codon position`); the part "equal codon position too" is free of that.
+
     Args:
         prepared: Of `prepare_snv`.
         model: What is measured; None gives the chain's figures alone.
@@ -225,8 +230,13 @@ def run_snv(
     if model is not None:
         window = window or model.config.default_window
         figures["window"] = window
-        scores = edit_scores(model, prepared.genomes, _snv_edits(snvs), window, progress=progress)
-        figures["model"] = snv_task.report(snvs, scores.mean(axis=1), resamples=resamples)
+        edits, columns = _snv_edits(snvs), ("dll", "shift")
+        values = edit_values(model, prepared.genomes, edits, window, columns, progress=progress)
+        delta, shift = values.mean(axis=1).T
+        figures["model"] = snv_task.report(snvs, delta, resamples=resamples)
+        figures["shift"] = snv_task.report(snvs, -shift, resamples=resamples)
+        in_codon = np.where(snvs["codon_position"] == 3, 0.0, -1.0)
+        figures["codon position"] = snv_task.report(snvs, in_codon, resamples=resamples)
     if "markov" in every:
         figures["markov"] = snv_task.report(snvs, every["markov"], resamples=resamples)
     if not figures:

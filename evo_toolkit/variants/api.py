@@ -76,7 +76,7 @@ def score_variants(
         circular: Contigs whose ends are joined.
         gff: GFF3 or GTF, for the columns gene, transcript, consequence and num_transcripts.
         genetic_code: NCBI's number of the genetic code, for `gff`.
-        methods: What to compute of each allele: delta, marginal, entropy, jsd, embed, head
+        methods: What to compute of each allele: delta, marginal, entropy, jsd, shift, embed, head
             (`evo_toolkit.variants.methods`).
         layers: For the method embed, such as ["blocks.4"].
         heads: Files of fitted heads, for the method head.

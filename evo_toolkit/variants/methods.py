@@ -13,6 +13,8 @@ nats. Alternate minus reference: positive means that the alternate is MORE likel
     jsd        jsd     = sum over aligned flank positions of D(q_r[i], q_a[j]), nats
                jsd_max = the largest of them
                D(u, v) = H((u + v) / 2) - (H(u) + H(v)) / 2, between 0 and log 2
+    shift      shift   = mean over the 3rd to the 96th aligned flank position of
+                         |log p_a(a[j]) - log p_r(r[i])|
     embed      l2      = |e_a - e_r|,  cos = 1 - e_a.e_r / (|e_a| |e_r|)
                e_x     = mean over t >= f of the layer's output at t
 
@@ -21,7 +23,7 @@ insertion, deletion or multi-nucleotide change it judges the first base that dif
 `llr` of `scores`, and missing when f is 0 or one of the two bases is none of A, C, G and T. `ent_ref` is about
 the reference too.
 
-The aligned flank of `jsd` is every base of the genome behind the allele that both windows hold: i
+The aligned flank of `jsd` and `shift` is every base of the genome behind the allele that both windows hold: i
 runs from the end of the reference allele, j from that of the alternate one, side by side.
 
 The two strands are averaged, a strand without a value left out.
@@ -108,7 +110,10 @@ class Method:
         return {column.name: value for column, value in zip(self.columns, found, strict=True)}
 
 
-METHOD_NAMES = ("delta", "marginal", "entropy", "jsd", "embed")
+METHOD_NAMES = ("delta", "marginal", "entropy", "jsd", "shift", "embed")
+
+SHIFT_FROM, SHIFT_TO = 2, 96
+"""Bases behind an allele, counted from 0, that `shift` looks at: past the codon, before the noise."""
 
 
 def get_methods(names: Sequence[str], layers: Sequence[str] = ()) -> list[Method]:
@@ -227,6 +232,16 @@ def _jsd(outputs: WindowOutputs) -> Values:
     return (float(found.sum()), float(found.max())) if len(found) else (None, None)
 
 
+def _shift(outputs: WindowOutputs) -> Values:
+    ref, alt = flank(outputs.window)
+    of_ref, of_alt = _given(outputs.log_probs_ref)[ref], _given(outputs.log_probs_alt)[alt]
+    size = min(len(of_ref), len(of_alt), SHIFT_TO)
+    part = slice(SHIFT_FROM, size)
+    moved = np.abs(of_alt[part].astype(np.float64) - of_ref[part])
+    moved = moved[~np.isnan(moved)]
+    return (float(moved.mean()),) if len(moved) else (None,)
+
+
 def _embed(outputs: WindowOutputs, *, layers: tuple[str, ...]) -> Values:
     values: list[float | None] = []
     for layer in layers:
@@ -321,5 +336,17 @@ _METHODS = {
         ),
         strand_values=_jsd,
         bases=True,
+    ),
+    "shift": Method(
+        name="shift",
+        columns=(
+            Column(
+                "shift",
+                "How far the variant moves the log-probability of a base behind it, whichever way: mean of |change| over the third to the 96th base behind the allele, mean of the scored strands; 0 or more",
+                "nats per base",
+            ),
+        ),
+        strand_values=_shift,
+        log_probs=True,
     ),
 }

@@ -129,6 +129,8 @@ def test_snv_and_default_window_from_one_file(demo: Path, train: Path, tmp_path:
     done("snv", "--from", npz, "-m", "evo-mini", "--window", 64, "--resamples", 10, "-o", out)
     found = figures(out)["figures"]
     assert found["window"] == 64 and found["model"]["num_snvs"] == 30
+    assert found["shift"]["num_snvs"] == 30
+    assert found["codon position"]["missense"]["within_strata"]["value"] > 0.5
     for kind in ("nonsense", "missense"):
         assert set(found["model"][kind]) == {"within_strata", "raw", "table", "negatives", "parts"}
         assert found["model"][kind]["raw"]["positives"] == 10

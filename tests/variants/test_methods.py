@@ -231,6 +231,32 @@ def test_a_fork_without_prediction() -> None:
     assert ent([outputs, WindowOutputs(window=later, bases_ref=bases)])["ent_ref"] == pytest.approx(np.log(4))  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "ref_allele, alt_allele", [((9, 10), (9, 10)), ((9, 9), (9, 12)), ((9, 13), (9, 10))]
+)
+def test_shift_is_of_the_third_to_the_96th_base_behind_the_allele(
+    ref_allele: tuple[int, int], alt_allele: tuple[int, int]
+) -> None:
+    size = 140
+    tokens = np.zeros(size, np.uint8)
+    window = StrandWindow("+", 0, size, tokens, tokens, 9, ref_allele, alt_allele)
+    ref, alt = np.random.default_rng(0).normal(size=(2, size)).astype(np.float32)
+    ref[0] = alt[0] = NAN
+    expected = [
+        abs(float(alt[alt_allele[1] + behind]) - float(ref[ref_allele[1] + behind]))
+        for behind in range(2, 96)
+    ]
+    (shift,) = get_methods(["shift"])
+    found = shift([WindowOutputs(window=window, log_probs_ref=ref, log_probs_alt=alt)])
+    assert found["shift"] == pytest.approx(sum(expected) / 94, rel=1e-6)
+    # Read to one length alone, and at the end of a contig, there are fewer.
+    cut = WindowOutputs(window=window, log_probs_ref=ref[:30], log_probs_alt=alt[:30])
+    fewer = min(30 - ref_allele[1], 30 - alt_allele[1]) - 2
+    assert shift([cut])["shift"] == pytest.approx(sum(expected[:fewer]) / fewer, rel=1e-6)
+    nothing = WindowOutputs(window=window, log_probs_ref=ref[:11], log_probs_alt=alt[:11])
+    assert shift([nothing])["shift"] is None
+
+
 def test_names() -> None:
     methods = get_methods([*METHOD_NAMES, "delta"], ["blocks.4", "blocks.3.mlp.l3"])
     assert [m.name for m in methods] == list(METHOD_NAMES)
