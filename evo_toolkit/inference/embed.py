@@ -51,7 +51,9 @@ _RELEASED_NAMES: Mapping[str, str] = {
 
 # Sequences that are embedded together: so many forwards' worth, and about so many bytes of results.
 _FORWARDS_PER_GROUP = 64
-_BYTES_PER_GROUP = 256 << 20
+_CPU_BYTES_PER_GROUP = 256 << 20
+# Every position of one layer of a large model, for as many tokens as a forward on a GPU has.
+_GPU_BYTES_PER_GROUP = 1 << 30
 # Bases in a row of a forward whose tokens are counted for that.
 _USUAL = 256
 
@@ -248,7 +250,8 @@ class EmbeddingRunner:
         """
         config, device = self.model.config, self.model.device
         most_bases = _FORWARDS_PER_GROUP * default_rows(_USUAL, device) * _USUAL
-        most_rows = _BYTES_PER_GROUP // (4 * config.width * len(self.layers))
+        most_bytes = _GPU_BYTES_PER_GROUP if device.type == "cuda" else _CPU_BYTES_PER_GROUP
+        most_rows = most_bytes // (4 * config.width * len(self.layers))
         group: list[_Item] = []
         bases = rows = 0
         for sequence in sequences:
