@@ -233,6 +233,34 @@ def test_scoring_takes_the_head_that_a_variant_task_writes(
     assert predict.exit_code == 1 and "is a head for variants" in predict.output
 
 
+def test_numbers_of_variants_and_no_bootstrap(
+    toy_model_dir: Path, variants: Path, tmp_path: Path
+) -> None:
+    text = (
+        variants.read_text().replace("STRONG=1", "STRONG=1.5").replace("STRONG=0", "STRONG=-0.25")
+    )
+    path = tmp_path / "v.vcf"
+    path.write_text(text.replace("Type=Integer", "Type=Float"))
+    done = frozen(toy_model_dir, path, "-g", GENOME, "--task", "variant", "--label", "STRONG", "--window", "64", "--split-by", "block", "--block", "5000", "-o", tmp_path / "out")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    bare = run("finetune", "frozen", path, "-g", GENOME, "--task", "variant", "--label", "STRONG", "--window", "64", "-m", toy_model_dir, "-l", "blocks.1", "--resamples", "0", "-o", tmp_path / "bare")  # fmt: skip
+    assert bare.exit_code == 0, bare.output
+    results = results_of(tmp_path / "bare")
+    assert results["problem"] == "regression" and results["metrics"]["spearman"]["low"] is None
+    assert results_of(tmp_path / "out")["split"]["by"] == "blocks of 5,000 bases"
+    head = load_head(tmp_path / "bare" / "head.safetensors")
+    assert (
+        isinstance(head, VariantHead) and head.outputs == ("value",) and head.activation == "none"
+    )
+
+
+def test_a_class_in_one_group_cannot_be_judged(toy_model_dir: Path, tmp_path: Path) -> None:
+    rows = [("ACGT"[i % 4] * (i + 3), "ab"[i % 2] if i < 12 else "c", f"g{min(i // 2, 6)}") for i in range(15)]  # fmt: skip
+    (tmp_path / "t.tsv").write_text("sequence\tlabel\tfamily\n" + "".join("\t".join(row) + "\n" for row in rows))  # fmt: skip
+    done = frozen(toy_model_dir, tmp_path / "t.tsv", "--task", "multiclass", "--group", "family", "--split-by", "group", "-o", tmp_path / "out")  # fmt: skip
+    assert done.exit_code == 1 and "class 'c' stands in one group alone" in done.output
+
+
 @pytest.mark.parametrize(
     ("rows", "arguments", "code", "message"),
     [
