@@ -30,6 +30,7 @@ from evo_toolkit.training.loading import (
     TrainingLoader,
     WindowDataset,
     batch_of,
+    dealt_rank,
 )
 
 _log = logging.getLogger("evo_toolkit")
@@ -315,20 +316,7 @@ class GenomeDataModule(LightningDataModule):
 
     def _rank(self) -> tuple[int, int]:
         """This process among those that read different samples, from 0, and their number."""
-        if self.trainer is None:
-            return 0, 1
-        dealt = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None)
-        if dealt is None:
-            return 0, 1
-        if (
-            self.trainer._accelerator_connector.use_distributed_sampler
-            and dealt["num_replicas"] > 1
-        ):
-            raise UsageError(
-                "trainer.use_distributed_sampler is true, which would deal the samples to the ranks "
-                "a second time; set it to false"
-            )
-        return int(dealt["rank"]), int(dealt["num_replicas"])
+        return dealt_rank(self.trainer)
 
     def _loader_options(self) -> dict[str, Any]:
         workers = self.num_workers

@@ -37,7 +37,12 @@ from evo_toolkit.finetuning.splits import (
     split_groups,
     strata_of,
 )
-from evo_toolkit.training.loading import EvaluationBatches, ResumableBatches
+from evo_toolkit.training.loading import (
+    EvaluationBatches,
+    ResumableBatches,
+    TrainingLoader,
+    dealt_rank,
+)
 
 _log = logging.getLogger("evo_toolkit")
 
@@ -62,16 +67,6 @@ class _Numbers(Dataset[int]):
 def _permutation(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Another order in every epoch."""
     return np.random.default_rng((seed, epoch)).permutation(size)
-
-
-class _Loader(DataLoader[int]):
-    """A loader that Lightning takes for resumable; its place is in the data module's state."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
 
 
 class FinetuneData(LightningDataModule):
@@ -324,7 +319,7 @@ class FinetuneData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[int]:
         """The loader of this rank, which goes on where the run is."""
-        rank, num_ranks = self._rank()
+        rank, num_ranks = dealt_rank(self.trainer)
         self._consumed = self.consumed
         self._step = self.batch_size * num_ranks
         self._counted_from = self._batches_processed() if self.trainer is not None else None
@@ -337,7 +332,7 @@ class FinetuneData(LightningDataModule):
             consumed=lambda: self.consumed,
             accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
         )
-        return _Loader(
+        return TrainingLoader(
             _Numbers(len(indices), indices, self.seed),
             batch_sampler=batches,
             collate_fn=functools.partial(self.batch, indices),
@@ -346,7 +341,7 @@ class FinetuneData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[int]:
         """Every example of validation once, over all ranks."""
-        rank, num_ranks = self._rank()
+        rank, num_ranks = dealt_rank(self.trainer)
         indices = self.parts["validation"]
         batches = EvaluationBatches(
             len(indices), batch_size=self.val_batch_size, rank=rank, num_ranks=num_ranks
@@ -383,13 +378,6 @@ class FinetuneData(LightningDataModule):
 
     def _batches_processed(self) -> int:
         return int(self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)
-
-    def _rank(self) -> tuple[int, int]:
-        """This process among those that read different examples, from 0, and their number."""
-        dealt = None
-        if self.trainer is not None:
-            dealt = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None)
-        return (0, 1) if dealt is None else (int(dealt["rank"]), int(dealt["num_replicas"]))
 
     def state_dict(self) -> dict[str, Any]:
         """Examples consumed, and of which data."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from evo_data.batches import collate, step_samples
 from evo_data.codon_positions import OUTSIDE, CodonPositions
 from evo_data.training_windows import TrainingWindows, Window
+from evo_toolkit.errors import UsageError
+
+Sample = TypeVar("Sample")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,26 @@ class EvaluationBatches(Sampler[list[int]]):
             ]
 
 
-class TrainingLoader(DataLoader[Row]):
+def dealt_rank(trainer: Any) -> tuple[int, int]:
+    """This process among those that read different samples, from 0, and their number.
+
+    Raises:
+        UsageError: if the trainer would deal samples a second time.
+    """
+    dealt = None
+    if trainer is not None:
+        dealt = getattr(trainer.strategy, "distributed_sampler_kwargs", None)
+    if dealt is None:
+        return 0, 1
+    if trainer._accelerator_connector.use_distributed_sampler and dealt["num_replicas"] > 1:
+        raise UsageError(
+            "trainer.use_distributed_sampler is true, which would deal the samples to the ranks "
+            "a second time; set it to false"
+        )
+    return int(dealt["rank"]), int(dealt["num_replicas"])
+
+
+class TrainingLoader(DataLoader[Sample]):
     """A loader that Lightning takes for resumable; its place follows from the data module's state."""
 
     def state_dict(self) -> dict[str, Any]:
