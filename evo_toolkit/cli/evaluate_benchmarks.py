@@ -95,6 +95,10 @@ def _sequence_command(benchmark: Benchmark) -> click.Command:
         made: FeatureFile | None = None
         if features is not None and Path(features).exists():
             made = FeatureFile.load(features, prepared.meta["digest"])
+            if shared["model"] not in (None, made.model["name"], made.model.get("source")):
+                raise UsageError(
+                    f"{features} holds features of {made.model['name']}, and -m is {shared['model']}; leave -m out to use them, or give another name for its features"
+                )
             run.say(f"features of {made.model['name']} from {features}")
         elif shared["model"] is not None:
             if features is not None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evo_toolkit.errors import UsageError
+from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.evaluation.benchmarks.brca1_sge import ALT
 from evo_toolkit.evaluation.benchmarks.labelled import OVERLAP, SPLIT, LabelledTask, train_overlap
 from evo_toolkit.evaluation.features import (
@@ -79,8 +79,16 @@ def prepare_labelled(
         limit: At most so many examples, whole groups drawn.
         seed: Of that draw.
         say: Gets a line after each step.
+
+    Raises:
+        EvoError: if nothing, or one class alone, is left of the data.
     """
-    task: LabelledTask = benchmark.load(paths).limited(limit, seed)
+    task: LabelledTask = benchmark.load(paths)
+    if len(task):
+        task = task.limited(limit, seed)
+    if not len(task):
+        raise EvoError(f"{' and '.join(map(str, paths))}: no example is left (left out: {_listed(task.left_out)}); give more data")  # fmt: skip
+    task.examples.require_classes()
     say(f"{len(task):,} examples in {task.groups.max() + 1:,} groups; left out: {_listed(task.left_out)}")  # fmt: skip
     for note in task.examples.notes:
         say(note)
@@ -138,7 +146,7 @@ def make_features(
             networks[name] = variant_features(network, sequences, alts, chosen, progress=progress)
     return FeatureFile(
         digest=prepared.meta["digest"],
-        model=model_identity(model),
+        model={**model_identity(model), "source": model.source},
         networks=networks,
         readout=readout,
     )

@@ -327,6 +327,9 @@ def test_a_benchmark_from_files_to_figures(tmp_path: Path, promoter_files: list[
     assert figures["without_overlap"]["num_examples"] == figures["num_examples"] - 1
     assert {layer for one in figures["chosen"] for layer, _ in one["model"]} == {"blocks.0"}
     assert run("ecoli-promoters", "--from", tmp_path / "p.npz", "--limit", 5).exit_code == 2
+    other = run("ecoli-promoters", "--from", tmp_path / "p.npz", "--features", tmp_path / "f.npz", "-m", "evo2_7b")  # fmt: skip
+    assert other.exit_code == 2
+    assert "holds features of evo-mini, and -m is evo2_7b" in other.output
     wrong = run("ecoli-promoters", promoter_files[0])
     assert wrong.exit_code == 2
     assert "takes PROMOTERS OTHERS, 1 files were given" in wrong.output
@@ -567,3 +570,14 @@ def test_completion_asks_for_the_rest_of_genes(tmp_path: Path, project_root: Pat
     found = run_completion(prepared, model, resamples=10)["figures"]["figures"]
     assert 0 <= found["model"]["value"] < 0.3
     assert found["another gene"]["value"] < 0.3
+
+
+def test_nothing_left_is_one_line(tmp_path: Path) -> None:
+    one = write_fasta(tmp_path / "one.fa", [("a", bases(40, 1))])
+    result = run("ecoli-promoters", one, one)
+    assert result.exit_code == 1
+    assert "no example is left (left out: 2 repeated sequences)" in result.output
+    assert len(result.output.strip().splitlines()) == 1
+    few = write_fasta(tmp_path / "two.fa", [("a", bases(40, 1)), ("b", bases(40, 2))])
+    other = write_fasta(tmp_path / "three.fa", [("c", bases(40, 2)), ("d", bases(40, 3))])
+    assert "no example is left" in run("ecoli-promoters", few, other, "--limit", 1).output
