@@ -131,7 +131,7 @@ def test_the_benchmark_of_memory_runs_at_toy_size(
     assert figures["full"]["last_loss"] < figures["full"]["first_loss"]
 
 
-@pytest.mark.parametrize("method", ["head", "lora", "full"])
+@pytest.mark.parametrize("method", [pytest.param("head", marks=pytest.mark.slow), "lora", "full"])
 def test_what_a_run_saves_predicts_what_the_run_predicted(
     fit: Fit, toy_model_dir: Path, tmp_path: Path, method: str
 ) -> None:
@@ -224,7 +224,8 @@ def write_genome(path: Path) -> Path:
     return path
 
 
-def test_tracks_of_bigwig_files(fit: Fit, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["squares", pytest.param("poisson", marks=pytest.mark.slow)])
+def test_tracks_of_bigwig_files(fit: Fit, tmp_path: Path, loss: str) -> None:
     bigwig = pytest.importorskip("pyBigWig")
     genome = write_genome(tmp_path / "g.fa")
     with bigwig.open(str(tmp_path / "t.bw"), "w") as file:
@@ -239,10 +240,9 @@ def test_tracks_of_bigwig_files(fit: Fit, tmp_path: Path) -> None:
         "--data.tracks", f"{{signal: {tmp_path / 't.bw'}}}", "--data.split_by", "none",
         "--trainer.max_steps", 4, "--model.network.bin_size", 8,
     )  # fmt: skip
-    for loss in ("squares", "poisson"):
-        folder = fit(tmp_path / loss, *options, "--model.network.track_loss", loss)
-        results = results_of(folder)
-        assert results["primary"] == "pearson" and set(results["by_name"]) == {"signal"}
+    folder = fit(tmp_path / loss, *options, "--model.network.track_loss", loss)
+    results = results_of(folder)
+    assert results["primary"] == "pearson" and set(results["by_name"]) == {"signal"}
     with pytest.raises(UsageError, match=r"--data\.tracks"):
         fit(tmp_path / "odd", "--data.regions", regions, "--data.genome", genome, "--data.task", "track")  # fmt: skip
 

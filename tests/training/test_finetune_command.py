@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shlex
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -14,6 +18,8 @@ from evo_toolkit.cli.main import cli
 from evo_toolkit.finetuning import adapters
 from evo_toolkit.inference.readings import POOLS
 from evo_toolkit.variants.head import FEATURES
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def table(path: Path, rows: int, *, seed: int = 1) -> Path:
@@ -84,6 +90,7 @@ def test_a_run_is_not_replaced_unasked(lora_run: tuple[Path, Path], toy_model_di
     assert done.exit_code == 0, done.output
 
 
+@pytest.mark.slow
 def test_per_base_labels_from_a_table(toy_model_dir: Path, tmp_path: Path) -> None:
     rng = random.Random(4)
     lines = ["sequence\tlabel"]
@@ -122,6 +129,30 @@ def test_options_that_cannot_be(
     )
     assert done.exit_code == 2 and said in done.output
     assert "Traceback" not in done.output
+
+
+def page_commands() -> list[str]:
+    text = (ROOT / "docs" / "how-to" / "fine-tune-the-network.md").read_text()
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("evo-")]
+
+
+def test_commands_of_the_page_are_understood() -> None:
+    """Parsed as they stand there; what they do is tested at toy size elsewhere."""
+    lines = page_commands()
+    assert {line.split()[1] for line in lines} == {"finetune", "embed", "convert", "score", "train"}
+    for line in lines:
+        found: Any = cli
+        words = shlex.split(line)[1:]
+        if words[:2] == ["train", "fit"]:
+            assert (ROOT / words[words.index("--config") + 1]).is_file()
+            continue
+        context = None
+        while isinstance(found, click.Group):
+            context = found.make_context(words[0], words, parent=context, resilient_parsing=True)
+            found, words = found.get_command(context, words[0]), words[1:]
+            assert found is not None, line
+        found.make_context(words[0], list(words), parent=context)
 
 
 def test_choices_are_those_of_the_parts_behind() -> None:
