@@ -20,6 +20,7 @@ from evo_toolkit._version import __version__
 if TYPE_CHECKING:
     from evo_toolkit import errors
     from evo_toolkit.checkpoint.load import load_model
+    from evo_toolkit.finetuning.heads import load_head
     from evo_toolkit.inference.embed import embed
     from evo_toolkit.inference.embedder import EvoEmbedder
     from evo_toolkit.inference.generate import generate
@@ -34,6 +35,7 @@ __all__ = [
     "embed",
     "errors",
     "generate",
+    "load_head",
     "load_model",
     "log_likelihood",
     "score_variants",
@@ -44,6 +46,7 @@ _HOMES = {
     "EvoEmbedder": "evo_toolkit.inference.embedder",
     "embed": "evo_toolkit.inference.embed",
     "generate": "evo_toolkit.inference.generate",
+    "load_head": "evo_toolkit.finetuning.heads",
     "load_model": "evo_toolkit.checkpoint.load",
     "log_likelihood": "evo_toolkit.inference.likelihood",
     "score_variants": "evo_toolkit.variants.api",

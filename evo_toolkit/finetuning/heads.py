@@ -192,6 +192,11 @@ class SequenceHead:
             raise EvoError(f"head {self.name}: kind {self.kind!r} is none for sequences")
         if not NAME.fullmatch(self.name):
             raise EvoError(f"head {self.name!r}: names are made of letters, digits, _ and -")
+        estimator = self.about.get("estimator", ESTIMATORS[0])
+        if estimator not in ESTIMATORS:
+            raise EvoError(
+                f"head {self.name}: estimator {estimator!r} is none of {', '.join(ESTIMATORS)}, which this program can rebuild"
+            )
         if len(self.outputs) != self.affine.num_outputs or not self.layers:
             raise EvoError(
                 f"head {self.name}: {len(self.outputs)} names for {self.affine.num_outputs} outputs of {len(self.layers)} layers"

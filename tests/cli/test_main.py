@@ -227,6 +227,7 @@ PUBLIC = {
     "embed",
     "errors",
     "generate",
+    "load_head",
     "load_model",
     "log_likelihood",
     "score_variants",

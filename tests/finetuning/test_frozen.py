@@ -267,6 +267,11 @@ def test_wrong_head_files_are_told_in_one_line(tmp_path: Path) -> None:
         ("activation", "tanh", "activation 'tanh' is not known"),
         ("window", "[1]", "no complete head"),
         ("run", "[]", "no complete head"),
+        (
+            "about",
+            '{"estimator": "forest"}',
+            "estimator 'forest' is none of logistic, ridge, mlp, network",
+        ),
     ):
         save_file(tensors, path, {**good, key: value})
         with pytest.raises(EvoError, match=message) as caught:
