@@ -175,9 +175,9 @@ def read_intervals(
                 found = tuple(value_of(by_name[name], column) for column in columns)
             else:
                 raise ExamplesError(f"{feature.place}: {name!r} has no label in {table}")
-            # The parts of one feature on several lines share their ID in GFF3.
+            # The parts of one feature on several lines share their ID in GFF3, and lines may repeat.
             taken[name] = taken.get(name, 0) + 1
-            name = name if taken[name] == 1 or not is_gff else f"{name}#{taken[name]}"
+            name = name if taken[name] == 1 or id is not None else f"{name}#{taken[name]}"
             locus = _around(feature, window, genome)
             yield RawExample(
                 id=name,

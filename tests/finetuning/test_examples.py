@@ -200,6 +200,15 @@ def test_intervals_are_read_on_their_strand(tmp_path: Path, genome: Fasta) -> No
     assert [(x.start, x.end) for x in wide.loci or ()] == [(0, 10), (5, 15)]
 
 
+def test_a_line_that_repeats_is_another_example_unless_it_has_a_name(
+    tmp_path: Path, genome: Fasta
+) -> None:
+    bed = write(tmp_path / "r.bed", "chr1\t0\t4\tup\nchr1\t0\t4\tup\nchr1\t5\t9\tdown\n")
+    assert read_intervals(bed, genome, "binary").ids == ("chr1:1-4(+)", "chr1:1-4(+)#2", "chr1:6-9(+)")  # fmt: skip
+    with pytest.raises(ExamplesError, match=r"r\.bed: line 2: id 'up' is already that of"):
+        read_intervals(bed, genome, "binary", id="name")
+
+
 def test_gff_features_by_type_and_attribute(tmp_path: Path, genome: Fasta) -> None:
     gff = write(
         tmp_path / "r.gff3",
