@@ -23,6 +23,7 @@ from evo_kernels.backend import Backend
 from evo_toolkit._version import __version__
 from evo_toolkit.errors import CheckpointError, UsageError
 from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.mlp import GatedMLP
 from evo_toolkit.model.precision import resolve_precision
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.training.checkpointing import nonfinite_path
@@ -76,6 +77,7 @@ class EvoModule(LightningModule):
         backend: Backend = "auto",
         compile_blocks: bool | None = None,
         checkpoint_blocks: int = 0,
+        mlp_chunk: int = 0,
         total_steps: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -90,12 +92,16 @@ class EvoModule(LightningModule):
             compile_blocks: Compile every block and the loss with torch.compile, for training steps; by
                 default on GPUs alone.
             checkpoint_blocks: Keep activations between segments of so many blocks alone; 0 keeps all.
+            mlp_chunk: Run each MLP on so many positions at a time, and compute their activations again in
+                the backward pass: for very long sequences. 0 runs all at once.
             total_steps: Updates that the schedule counts with; by default those of the trainer.
             seed: Of the initial weights, which are the same on every device.
         """
         super().__init__()
         if checkpoint_blocks < 0:
             raise UsageError(f"checkpoint_blocks is {checkpoint_blocks}; it must be at least 0")
+        if mlp_chunk < 0:
+            raise UsageError(f"mlp_chunk is {mlp_chunk}; it must be at least 0")
         # Here as well as where the loss is made: nothing of the run has been written yet.
         config.require_causal("be trained to predict the next base")
         self.config = config
@@ -105,6 +111,7 @@ class EvoModule(LightningModule):
         self.backend = backend
         self.compile_blocks = compile_blocks
         self.checkpoint_blocks = checkpoint_blocks
+        self.mlp_chunk = mlp_chunk
         self.total_steps = total_steps
         self.seed = seed
         self.tokens = 0
@@ -137,6 +144,9 @@ class EvoModule(LightningModule):
         with torch.device("cpu"):
             model = self.build_model(device)
         train_by_log_rate(model)
+        for layer in model.modules():
+            if isinstance(layer, GatedMLP):
+                layer.chunk = self.mlp_chunk
         self.objective = self.build_objective(model)
         compiled = device.type == "cuda" if self.compile_blocks is None else self.compile_blocks
         if compiled:

@@ -102,7 +102,7 @@ def test_a_table_of_four_goes_on_as_one_and_then_as_two(
 ) -> None:
     process = start(
         tmp_path / "many", *_RUN, *_TABLE, *steps(2), "--data.batch_size", 4,
-        "--model.checkpoint_blocks", 1,
+        "--model.checkpoint_blocks", 1, "--model.mlp_chunk", 8,
     )  # fmt: skip
     fit(tmp_path / "one", *_RUN, *steps(6), "--data.batch_size", 8)
     finish(process)

@@ -135,6 +135,14 @@ def test_recomputed_activations_give_the_same_run(tmp_path: Path) -> None:
     assert train(tmp_path, kept) == train(tmp_path, again)
 
 
+def test_mlps_in_chunks_of_the_sequence_give_the_same_run(tmp_path: Path) -> None:
+    whole, chunked = module(), module(mlp_chunk=7, checkpoint_blocks=1)
+    for one, other in zip(train(tmp_path, whole), train(tmp_path, chunked), strict=True):
+        assert other == pytest.approx(one, rel=1e-5)
+    assert all(block.mlp.chunk == 7 for block in chunked.model.blocks)
+    assert all(block.mlp.chunk == 0 for block in whole.model.blocks)
+
+
 @pytest.mark.parametrize("blocks", [0, 2])
 def test_compiled_blocks_give_the_same_run(tmp_path: Path, blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     import torch._dynamo
