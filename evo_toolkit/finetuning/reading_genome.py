@@ -101,7 +101,7 @@ def _of_bed(line: BedLine) -> _Line:
 
 def _gff_lines(path: Path) -> Iterator[_Line]:
     for number, line in enumerate(text_lines(path), start=1):
-        place = f"{path}: line {number}"
+        place = f"{path}:{number}"
         if line.startswith(("##FASTA", ">")):
             return
         if not line.strip() or line.startswith("#"):
