@@ -38,6 +38,8 @@ _log = logging.getLogger("evo_toolkit")
 ADAPTER, MODEL, POSITIONS = "adapter.safetensors", "model", "predictions.parquet"
 """Names in a run's folder, beside those of `evo_toolkit.finetuning.results`."""
 
+_CHOSEN_BY = "judged on the validation part, which also chose the network: the figures are too good"
+
 _BEST = re.compile(r"best-(\d+)\.ckpt")
 _MODEL, _HEAD = "objective.model.", "objective.head."
 
@@ -238,7 +240,7 @@ def write_outputs(trainer: Trainer, module: FinetuneModule, options: FinetuneOut
             "best_step": None if best is None else best.step,
             "best_value": None if best is None else best.value,
         },
-        "warnings": list(data.notes),
+        "warnings": [*data.notes, *([_CHOSEN_BY] if judged_on == "validation" else [])],
         **figures,
     }  # fmt: skip
     if module.task.per_position:
@@ -349,10 +351,19 @@ def save_trained(
 
 
 def _settings(module: FinetuneModule, data: FinetuneData) -> dict[str, Any]:
-    described = module.described()
+    """What the page lists: of the head what the task makes use of."""
+    described, kind = module.described(), module.task.kind
+    unused = {"variant": {"pool", "bin_size", "track_loss"}, "track": {"pool", "features"}}.get(
+        kind, {"features", "bin_size", "track_loss"}
+    )
+    network = {k: v for k, v in described["network"].items() if k not in unused}
+    if kind == "per_base":
+        del network["pool"]
+    adapter = described["adapter"] if module.method == "lora" else {}
     return {
-        **({"adapter": described["adapter"]} if module.method == "lora" else {}),
-        "network": described["network"],
+        **network,
+        "strands": module.head.strands,
+        **{f"adapter_{key}": value for key, value in adapter.items() if value not in (None, [])},
         "balanced": module.balanced,
         "optimizer": module.optimizer_config.name,
         "learning_rate": module.optimizer_config.learning_rate,

@@ -202,9 +202,13 @@ def test_a_class_for_every_base(fit: Fit, tmp_path: Path) -> None:
 
     table = write_table(tmp_path / "data.tsv", "per_base")
     folder = fit(
-        tmp_path / "run", "--data.table", table, "--data.task", "per_base", "--trainer.max_steps", 9
-    )
+        tmp_path / "run", "--data.table", table, "--data.task", "per_base",
+        "--trainer.max_steps", 9, "--data.test", "false",
+    )  # fmt: skip
     results = results_of(folder)
+    assert results["split"]["judged_on"] == "validation"
+    assert any("also chose the network" in warning for warning in results["warnings"])
+    assert "pool" not in results["settings"] and results["settings"]["strands"] == "concat"
     assert results["primary"] == "mcc" and set(results["by_name"]) == {"o", "x"}
     rows = pq.read_table(folder / "predictions.parquet").to_pandas()
     head = load_head(folder / "head.safetensors")
