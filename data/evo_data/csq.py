@@ -9,13 +9,12 @@ Source: Danecek and McCarthy, Bioinformatics 33:2037, 2017.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from evo_data.bcftools import BcftoolsError, run_bcftools
 from evo_data.contigs import ContigAliases
 from evo_data.errors import EvoDataError
 from evo_data.fasta import Fasta
@@ -37,16 +36,6 @@ _RANK = {term: rank for rank, term in enumerate(SEVERITY)}
 _RECORDS_PER_RUN = 100_000
 _BYTES_PER_RUN = 1 << 26
 _MOST_CONSEQUENCES = "1000"
-_PROGRAM = """
-import sys
-import pysam, pysam.bcftools
-pysam.set_verbosity(0)
-try:
-    pysam.bcftools.csq(*sys.argv[1:], catch_stdout=False)
-except pysam.SamtoolsError as error:
-    sys.exit(str(error).partition("stderr=")[2])
-"""
-
 Key = tuple[str, int, str, str]
 
 
@@ -254,10 +243,7 @@ def with_bcsq(header: VcfHeader, line: bytes) -> bool:
 
 
 def _run_csq(arguments: tuple[str, ...], name: str) -> None:
-    # In a process of its own: csq keeps the last position in a static variable, so that a second
-    # run in one process takes its input for unsorted.
-    command = [sys.executable, "-c", _PROGRAM, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = " ".join((done.stderr or done.stdout).replace("\\n", " ").split())
-        raise EvoDataError(f"{name}: bcftools csq refuses it: {said[-300:] or done.returncode}")
+    try:
+        run_bcftools("csq", arguments)
+    except BcftoolsError as error:
+        raise EvoDataError(f"{name}: bcftools csq refuses it: {error}") from error

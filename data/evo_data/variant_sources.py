@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pysam
-import pysam.bcftools
 
+from evo_data.bcftools import BcftoolsError, run_bcftools
 from evo_data.bed import NO_DATA, read_bed
 from evo_data.builds import chromosome
 from evo_data.contigs import ContigAliases
@@ -235,7 +235,7 @@ def _listed_regions(path: Path) -> Iterator[Interval]:
             yield Interval(columns[0], first - 1, last)
         except (IndexError, ValueError) as error:
             raise EvoDataError(
-                f"{path}: line {number}: not a region; a line has contig, first, last (1-based)"
+                f"{path}:{number}: not a region; a line has contig, first, last (1-based)"
             ) from error
 
 
@@ -321,11 +321,10 @@ def _filtered(source: VariantSource, selection: Selection) -> VariantSource:
         target = Path(folder.name) / f"{number}.{'bcf' if is_bcf else 'vcf'}"
         arguments = ("--no-version", *step, "-Ob" if is_bcf else "-Ov", "-o", os.fspath(target))
         try:
-            with quiet_htslib():
-                pysam.bcftools.view(*arguments, os.fspath(current), catch_stdout=False)
-        except pysam.SamtoolsError as error:
+            run_bcftools("view", (*arguments, os.fspath(current)))
+        except BcftoolsError as error:
             raise EvoDataError(
-                f"{source.name}: bcftools view {step[-2]} {step[-1]!r}: {_bcftools_says(str(error))}"
+                f"{source.name}: bcftools view {step[-2]} {step[-1]!r}: {error}"
             ) from error
         if not target.is_file():
             raise EvoDataError(
@@ -333,15 +332,6 @@ def _filtered(source: VariantSource, selection: Selection) -> VariantSource:
             )
         current = target
     return VariantSource(current, source.name, (), folder)
-
-
-def _bcftools_says(text: str) -> str:
-    """The part of a bcftools message that tells, on one line."""
-    text = text.replace("\\n", "\n")
-    text = re.sub(r"^.*?stderr=", "", text, flags=re.DOTALL)
-    lines = [line.strip().strip("'\"") for line in text.splitlines()]
-    told = [line for line in lines if line and not line.startswith("[W::")]
-    return " ".join(told)[:300] or "refused without a reason"
 
 
 def _written(lines: Iterable[bytes], genome: Fasta, name: str) -> VariantSource:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Iterator
@@ -278,6 +279,8 @@ def score(
     from evo_toolkit.variants.suffix import parse_suffix
 
     name = require_model(model)
+    if max_ref_mismatch is not None and math.isnan(max_ref_mismatch):
+        raise UsageError("--max-ref-mismatch nan is no share; give a number from 0 to 1")
     chosen = preset_values(
         computed.preset, window=window, window_mode=window_mode, strands=strands, suffix=suffix
     )

@@ -161,12 +161,18 @@ class Calibration:
             for context, alt, count, total in document["context_alt_count_sum"]:
                 place = context_index(context), BASES.index(alt)
                 counts[place], sums[place] = count, total
+            quantiles = np.array(document["quantiles"], dtype=np.float64)
+            strength = float(document["strength"])
+            if (counts < 0).any() or not (np.isfinite(sums).all() and strength >= 0):
+                raise ValueError("counts and sums must be finite, counts and strength 0 or more")
+            # Also false for NaN.
+            if quantiles.ndim != 1 or len(quantiles) < 2 or not (np.diff(quantiles) >= 0).all():
+                raise ValueError("quantiles must be numbers in rising order")
             return cls(
                 run=document["run"], column=document["column"], folded=bool(document["folded"]),
-                strength=float(document["strength"]), counts=counts, sums=sums,
-                quantiles=np.array(document["quantiles"], dtype=np.float64),
+                strength=strength, counts=counts, sums=sums, quantiles=quantiles,
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             if isinstance(error, EvoError):
                 raise
             raise EvoError(

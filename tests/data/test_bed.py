@@ -31,7 +31,7 @@ def test_lines(tmp_path: Path, opened: object) -> None:
 def test_what_is_no_interval_is_refused_with_its_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "x.bed"
     path.write_text(f"chr1\t0\t1\n{line}\n", encoding="utf-8")
-    with pytest.raises(EvoDataError, match=r"x\.bed: line 2\b"):
+    with pytest.raises(EvoDataError, match=r"x\.bed: line 2\b\b"):
         list(read_bed(path))
 
 

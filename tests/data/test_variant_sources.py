@@ -198,6 +198,21 @@ def test_expressions_and_samples_are_those_of_bcftools(tmp_path: Path, genome: F
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("expression", ["AF<0.01", "MAF>0", "POS%0=1"])
+def test_an_expression_that_crashes_bcftools_is_one_error(
+    tmp_path: Path, genome: Fasta, expression: str
+) -> None:
+    """Division by zero, in a file without samples and without AF: a signal, which no one here gets."""
+    path = tmp_path / "bare.vcf"
+    path.write_text(
+        "##fileformat=VCFv4.3\n##contig=<ID=1>\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+        "1\t10\t.\tA\tC\t.\t.\t.\n"
+    )
+    with pytest.raises(EvoDataError, match=r"bcftools view -i .*crashed .*header define") as error:
+        open_source(path, genome, selection=Selection(include=expression))
+    assert "\n" not in str(error.value)
+
+
 def test_a_stream_can_be_copied(tmp_path: Path, genome: Fasta) -> None:
     path = vcf(tmp_path, genome)
     source = open_source(path, genome)

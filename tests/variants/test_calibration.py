@@ -122,7 +122,16 @@ def test_a_calibration_comes_back(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "c.json").read_text())
     document["format_version"] = 2
     (tmp_path / "later.json").write_text(json.dumps(document))
-    for text in ("", "{}", "[1]", '{"format_version": 1}'):
+    document["format_version"] = 1
+    broken: list[dict[str, object]] = [
+        {"context_alt_count_sum": [["AAAAA", "C", 1e400, 0.0]]},
+        {"context_alt_count_sum": [["AAAAA", "C", -1, 0.0]]},
+        {"context_alt_count_sum": [["AAAAA", "C", 1, float("nan")]]},
+        {"context_alt_count_sum": [["AANAA", "C", 1, 0.0]]},
+        {"quantiles": []}, {"quantiles": [1.0, 0.0]}, {"quantiles": [0.0, float("nan")]},
+        {"strength": float("nan")},
+    ]  # fmt: skip
+    for text in ("", "{}", "[1]", '{"format_version": 1}', *(json.dumps(document | b) for b in broken)):  # fmt: skip
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(EvoError, match="no calibration"):
             Calibration.load(tmp_path / "bad.json")

@@ -274,7 +274,7 @@ def test_modes(toy_model: StripedHyena2) -> None:
     shared = window_runner(toy_model, 256, "shared")
     assert (shared.mode, shared.step) == ("shared", 8)
     assert window_runner(toy_model, 256, "full").mode == "full"
-    with pytest.raises(UsageError, match="use one of exact, shared, full"):
+    with pytest.raises(UsageError, match="use one of exact, shared, tiled, full"):
         window_runner(toy_model, 256, "fast")
 
 
