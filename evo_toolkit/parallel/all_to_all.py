@@ -71,7 +71,9 @@ def attention_by_heads(
     mixer: Attention, qkv: Tensor, lengths: Lengths, group: dist.ProcessGroup
 ) -> Tensor:
     """Attend with some heads to the whole sequence. More ranks than heads leave some ranks idle."""
-    q, k, v = mixer.heads(qkv, sum(lengths[: dist.get_rank(group)]))
-    whole = begin_to_heads(torch.stack([q, k, v], 2), lengths, group, overlap=False)()
-    y = mixer.attend(*whole.unbind(2))
+    first = sum(lengths[: dist.get_rank(group)])
+    # Nothing is kept under a name that the next line does not need: these are the largest tensors.
+    qkv = torch.stack(mixer.heads(qkv, first), 2)
+    qkv = begin_to_heads(qkv, lengths, group, overlap=False)()
+    y = mixer.attend(*qkv.unbind(2))
     return begin_from_heads(y, mixer.num_heads, lengths, group, overlap=False)().flatten(2)

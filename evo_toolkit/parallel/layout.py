@@ -157,13 +157,16 @@ def begin_to_heads(
     size = dist.get_world_size(group)
     B, L, S, H, E = x.shape
     own = -(-H // size)
-    x = F.pad(x, (0, 0, 0, own * size - H))
+    if own * size != H:  # padding by nothing would be a copy
+        x = F.pad(x, (0, 0, 0, own * size - H))
     row = B * S * own * E
     received = [row * n for n in lengths]
     flat = x.unflatten(3, (size, own)).movedim(3, 0).flatten()
     finish = _begin(flat, [row * L] * size, received, group, overlap)
 
     def heads() -> Tensor:
+        if B == 1:  # the parts lie one after the other
+            return finish().view(1, -1, S, own, E)
         return torch.cat([p.view(B, -1, S, own, E) for p in finish().split(received)], 1)
 
     return heads
@@ -176,7 +179,9 @@ def begin_from_heads(
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     B, _, own, E = y.shape
     L, row = lengths[rank], B * own * E
-    flat = torch.cat([part.flatten() for part in y.split(list(lengths), 1)])
+    flat = (
+        torch.cat([part.flatten() for part in y.split(list(lengths), 1)]) if B > 1 else y.flatten()
+    )
     finish = _begin(flat, [row * n for n in lengths], [row * L] * size, group, overlap)
 
     def positions() -> Tensor:

@@ -66,14 +66,15 @@ def loss_and_gradients(
     length: int,
     *,
     checkpointing: bool = False,
+    rows: int = 2,
     strategies: dict[str, Any] | None = None,
     shape: dict[str, Any] | None = None,
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Logits, weighted loss and gradients; with `lengths`, of the parts and added over the ranks."""
     model = build(pattern, **(shape or {}))
     generator = torch.Generator().manual_seed(2)
-    tokens = torch.randint(65, 85, (2, length + 1), generator=generator)
-    weights = torch.rand(2, length, generator=generator, dtype=torch.float64)
+    tokens = torch.randint(65, 85, (rows, length + 1), generator=generator)
+    weights = torch.rand(rows, length, generator=generator, dtype=torch.float64)
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
 
     def objective(inputs: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +98,7 @@ def loss_and_gradients(
         with torch.no_grad():
             own = model(context.part_of(inputs))
     longest = max(lengths)
-    parts = [torch.empty(2, longest, own.shape[2], dtype=own.dtype) for _ in lengths]
+    parts = [torch.empty(rows, longest, own.shape[2], dtype=own.dtype) for _ in lengths]
     dist.all_gather(parts, F.pad(own, (0, 0, 0, longest - own.shape[1])))
     logits = torch.cat([part[:, :n] for part, n in zip(parts, lengths, strict=True)], 1)
     loss = loss.detach().clone()
@@ -124,7 +125,8 @@ def difference(one: Tensor, other: Tensor) -> float:
 def compare(pattern: str, lengths: tuple[int, ...], **options: Any) -> float:
     """The largest difference of logits, loss and any gradient between ranks and one process."""
     found = loss_and_gradients(pattern, lengths, sum(lengths), **options)
-    wanted = loss_and_gradients(pattern, None, sum(lengths), shape=options.get("shape"))
+    same = {key: value for key, value in options.items() if key in ("shape", "rows")}
+    wanted = loss_and_gradients(pattern, None, sum(lengths), **same)
     worst = max(difference(a, b) for a, b in zip(found[:2], wanted[:2], strict=True))
     return max(worst, *(difference(found[2][name], g) for name, g in wanted[2].items()))
 
@@ -158,6 +160,8 @@ def values(size: int) -> dict[str, Any]:
     results["D short first"] = compare("D", (5, *even[1:]))
     results["SDH3 short"] = compare("SDH3", (*(2 + i for i in range(size - 1)), 30))
     results["L ahead"] = compare("L", uneven, shape={"long_bidirectional": True})
+    channels = {"explicit": "all-to-all", "implicit": "all-to-all-pipelined"}
+    results["SDH* one row"] = compare("SDH*", uneven, rows=1, strategies=channels)
     results["SDH* checkpointing"] = compare("SDH*", uneven, checkpointing=True)
     results["refused lengths"] = refusal("S", (24,) * (size + 1))
     results["refused strategy"] = refusal("S", even, strategies={"explicit": "states"})

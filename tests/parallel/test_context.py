@@ -42,7 +42,7 @@ def test_ranks_compute_what_one_process_does(size: int, tmp_path: Path) -> None:
     found = run(size, tmp_path, "values,operators,traffic" if size == 2 else "values,traffic")
     results = found["values"]
     said = {name: results.pop(name) for name in list(results) if name.startswith("refused")}
-    assert len(results) == (40 if size == 3 else 44)
+    assert len(results) == (41 if size == 3 else 45)
     wrong = {name: value for name, value in results.items() if not value < 1e-12}
     assert not wrong
     assert "explicit is 'states'; use halo, " in said["refused strategy"]
