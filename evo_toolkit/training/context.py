@@ -56,10 +56,6 @@ class ContextParallelStrategy(ShardedStrategy):
                 `ContextParallel`.
             failure_timeout, process_group_backend, timeout: As of `ShardedStrategy`.
         """
-        if context_parallel_size is not None and context_parallel_size < 1:
-            raise UsageError(
-                f"context_parallel_size is {context_parallel_size}; it must be at least 1"
-            )
         super().__init__(failure_timeout, process_group_backend, timeout)
         self.context_parallel_size = context_parallel_size
         self._ways: dict[str, Any] = {
@@ -69,7 +65,15 @@ class ContextParallelStrategy(ShardedStrategy):
         self._context: ContextParallel | None = None
         self._divided = ExitStack()
 
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if self.context_parallel_size is not None and self.context_parallel_size < 1:
+            raise UsageError(
+                f"context_parallel_size is {self.context_parallel_size}; it must be at least 1"
+            )
+
     def setup_environment(self) -> None:
+        self._check_arguments()
         ranks = self.num_nodes * self.num_processes
         size = self.context_parallel_size or ranks
         if ranks % size:

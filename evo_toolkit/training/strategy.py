@@ -50,8 +50,6 @@ class ShardedStrategy(ModelParallelStrategy):
             process_group_backend: As of torch.distributed; by default that of the devices.
             timeout: Of collectives.
         """
-        if failure_timeout < 0:
-            raise UsageError(f"failure_timeout is {failure_timeout}; it must be at least 0")
         super().__init__(
             data_parallel_size="auto",
             tensor_parallel_size=1,
@@ -62,7 +60,13 @@ class ShardedStrategy(ModelParallelStrategy):
         self.failure_timeout = failure_timeout
         self._rank_watch: RankWatch | None = None
 
+    def _check_arguments(self) -> None:
+        # Not when the strategy is made: LightningCLI would bury the message in one of its own.
+        if self.failure_timeout < 0:
+            raise UsageError(f"failure_timeout is {self.failure_timeout}; it must be at least 0")
+
     def setup_environment(self) -> None:
+        self._check_arguments()
         # By default all ranks hold different data.
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
@@ -171,9 +175,9 @@ def _retire_lightnings_observer() -> None:
 
 
 def _note_the_signal(trainer: Trainer, signum: int, frame: FrameType | None) -> None:
-    """End after the batch at hand.
+    """Leave the end to the program's own handler, or to Lightning after the batch at hand.
 
-    Lightning's own handler exchanges messages in the midst of whatever the rank is doing, and waits
+    Lightning's handler exchanges messages in the midst of whatever the rank is doing, and waits
     for ever where the others got no signal.
     """
     connector, launcher = trainer._signal_connector, trainer.strategy.launcher

@@ -17,7 +17,10 @@ import pytest
 from test_distributed import assert_close, finish
 
 from evo_toolkit.errors import UsageError
+from evo_toolkit.model.config import StripedHyena2Config
+from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.training.context import ContextParallelStrategy
+from evo_toolkit.training.loss import NextTokenObjective
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "data" / "evo_data" / "demo" / "NC_000932.fa"
@@ -39,9 +42,28 @@ def steps(number: int) -> tuple[object, ...]:
     return ("--trainer.max_steps", number, "--checkpoint.keep", 0)
 
 
-def test_sizes_of_the_table_that_cannot_be() -> None:
-    with pytest.raises(UsageError, match="context_parallel_size is 0; it must be at least 1"):
-        ContextParallelStrategy(context_parallel_size=0)
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("context_parallel_size", 0, "context_parallel_size is 0; it must be at least 1"),
+        ("failure_timeout", -1, "failure_timeout is -1.0; it must be at least 0"),
+    ],
+)
+def test_arguments_that_cannot_be(
+    fit: Fit, tmp_path: Path, name: str, value: int, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        fit(tmp_path, *_TABLE, "--trainer.devices", 1, f"--trainer.strategy.{name}", value)
+
+
+def test_an_objective_that_asks_for_single_positions_is_refused() -> None:
+    config = StripedHyena2Config(
+        name="toy", pattern="S", width=8, num_heads=2, mlp_width=8, filter_groups=2,
+        gelu_layers=(0,), context_length=32,
+    )  # fmt: skip
+    objective = type("OtherObjective", (NextTokenObjective,), {})(StripedHyena2(config))
+    with pytest.raises(UsageError, match="OtherObjective needs whole sequences"):
+        ContextParallelStrategy().shard_model(objective)
 
 
 @pytest.mark.slow
