@@ -144,6 +144,12 @@ def test_decoys_are_other_gts_and_ags_of_the_same_line(tmp_path: Path) -> None:
         assert len(set(task.groups)) == 4
         # A site drawn as its own decoy would be thrown out with it.
         assert "repeated sequences" not in task.left_out
+    # The only other GT begins the intron of another transcript: no decoy is left.
+    first, second = "C" * 50, "GT" + "A" * 48
+    rest = "GT" + "C" * 60 + "AG"
+    path.write_text(f"{first} {second}{rest} {'C' * 50} 20 g\n{first}{second} {rest} {'C' * 50} 20 g\n")  # fmt: skip
+    with pytest.raises(EvoError, match="no example in it"):
+        splice.load_donors([path])
     path.write_text("ACGT GTAG ACGT many g\n")
     with pytest.raises(EvoError, match="line 1: not exon, intron"):
         splice.load_donors([path])
@@ -175,6 +181,32 @@ def test_genes_with_common_proteins_are_one_family() -> None:
     ]
     # The second shares eight with the first, the last only seven.
     assert essential_genes._families(proteins).tolist() == [0, 0, 1, 2]
+
+
+def test_genes_are_read_on_their_strand_and_others_drawn(tmp_path: Path) -> None:
+    codons = [a + b + c for a in "ACGT" for b in "ACGT" for c in "ACGT" if a + b + c not in ("TAA", "TAG", "TGA")]  # fmt: skip
+    random = np.random.default_rng(0)
+    parts, table, genes = [bases(50, 1)], ["start\tend\tstrand\tgene\tkeio_essential"], {}
+    for index in range(12):
+        gene = "ATG" + "".join(random.choice(codons, 98)) + "TAA"
+        forward = index % 2 == 0
+        start = sum(map(len, parts))
+        parts += [gene if forward else reverse_complement(gene.encode()).decode(), bases(20, index)]
+        table.append(
+            f"{start + 1}\t{start + 300}\t{'+' if forward else '-'}\tg{index}\t{index < 3}"
+        )
+        genes[f"g{index}"] = gene
+    genome = write_fasta(tmp_path / "g.fa", [("c", "".join(parts))])
+    (tmp_path / "l.tsv").write_text("\n".join(table))
+    task = essential_genes.load_essential([genome, tmp_path / "l.tsv"])
+    assert task.targets.sum() == 3
+    assert len(task) == 9
+    assert task.left_out == {"other genes, not drawn": 3}
+    for name, sequence in zip(task.examples.ids, task.examples.sequences, strict=True):
+        assert sequence == genes[name.split("_")[0]][:256]
+    train = find_genomes([genome])
+    with_train = essential_genes.with_conservation(task, [genome, tmp_path / "l.tsv"], train)
+    assert with_train.columns["feature.conservation"].tolist() == [1.0] * 9
 
 
 def test_overlap_counts_both_strands_of_each_sequence(tmp_path: Path) -> None:
