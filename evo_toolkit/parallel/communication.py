@@ -216,11 +216,15 @@ def begin_exchange(
     return finish
 
 
+# Renamed in torch 2.13, which warns of the old name.
+_all_gather: Any = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+
+
 @torch.library.custom_op("evo_toolkit::gather", mutates_args=())
 def _gather(x: Tensor, size: int, group: str) -> Tensor:
     _count(x, (size - 1) * x.numel())
     out = x.new_empty(size * x.numel())
-    dist.all_gather_into_tensor(out, x.flatten(), group=group_of(group))
+    _all_gather(out, x.flatten(), group=group_of(group))
     return out.view(size, *x.shape)
 
 
