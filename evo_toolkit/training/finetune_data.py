@@ -50,15 +50,15 @@ _log = logging.getLogger("evo_toolkit")
 class _Numbers(Dataset[int]):
     """Sample numbers as samples: `n` counts examples across epochs; `~n` is one without weight."""
 
-    def __init__(self, size: int, order: NDArray[np.int64] | None, seed: int) -> None:
-        self.size, self.order, self.seed = size, order, seed
+    def __init__(self, size: int, *, shuffled: bool, seed: int = 0) -> None:
+        self.size, self.shuffled, self.seed = size, shuffled, seed
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, number: int) -> int:
         epoch, place = divmod(number if number >= 0 else ~number, self.size)
-        if self.order is not None:
+        if self.shuffled:
             place = int(_permutation(self.size, self.seed, epoch)[place])
         return place if number >= 0 else ~place
 
@@ -333,7 +333,7 @@ class FinetuneData(LightningDataModule):
             accumulate=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
         )
         return TrainingLoader(
-            _Numbers(len(indices), indices, self.seed),
+            _Numbers(len(indices), shuffled=True, seed=self.seed),
             batch_sampler=batches,
             collate_fn=functools.partial(self.batch, indices),
             num_workers=self.num_workers,
@@ -347,7 +347,7 @@ class FinetuneData(LightningDataModule):
             len(indices), batch_size=self.val_batch_size, rank=rank, num_ranks=num_ranks
         )
         return DataLoader(
-            _Numbers(len(indices), None, self.seed),
+            _Numbers(len(indices), shuffled=False),
             batch_sampler=batches,
             collate_fn=functools.partial(self.batch, indices),
             num_workers=self.num_workers,

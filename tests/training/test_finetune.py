@@ -298,6 +298,18 @@ def test_a_head_on_variants_is_what_score_applies(
     assert values.std() > 1e-3
 
 
+def test_every_epoch_reads_all_examples_in_another_order() -> None:
+    from evo_toolkit.training.finetune_data import _Numbers
+
+    numbers = _Numbers(12, shuffled=True, seed=3)
+    epochs = [[numbers[n] for n in range(first, first + 12)] for first in (0, 12, 24)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert [_Numbers(12, shuffled=True, seed=4)[n] for n in range(12)] != epochs[0]
+    plain = _Numbers(5, shuffled=False)
+    assert [plain[n] for n in (0, 4, ~1)] == [0, 4, ~1]
+
+
 def test_a_resumed_run_is_the_run(
     fit: Fit, tmp_path: Path, same_state: Callable[..., None]
 ) -> None:
