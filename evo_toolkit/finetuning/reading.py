@@ -109,7 +109,7 @@ def value_of(row: Row, column: str) -> str:
         if name.lower() == column.lower():
             return value
     raise ExamplesError(
-        f"{row.place.rpartition(':')[0]}: no column {column!r}; the table has {', '.join(list(row.values)[:12])}"
+        f"{row.place.rpartition(':')[0]}: no column {column!r}; name one of {', '.join(list(row.values)[:12])}"
     )
 
 

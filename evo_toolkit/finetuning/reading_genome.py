@@ -162,8 +162,10 @@ def read_intervals(
 
     def rows() -> Iterator[RawExample]:
         taken: dict[str, int] = {}
+        passed: set[str] = set()
         for feature in read_features(path, genome):
             if types and feature.values.get("type") not in types:
+                passed.add(feature.values.get("type", "none"))
                 continue
             name = next((feature.values[k] for k in keys if feature.values.get(k)), None)
             # A class in the name column is no name.
@@ -186,6 +188,10 @@ def read_intervals(
                 group=locus.contig if group is None else _of(feature, group),
                 place=feature.place,
                 locus=locus,
+            )
+        if types and not taken:
+            raise ExamplesError(
+                f"{path}: no feature of type {' or '.join(types)}; it has {', '.join(sorted(passed)[:12])}"
             )
 
     return examples_of(rows(), kind, label_columns=columns, classes=classes, source=str(path))

@@ -131,7 +131,7 @@ def test_one_letter_for_each_base(tmp_path: Path) -> None:
         ("binary", "sequence label\nAC 1\n 0\n", "t.tsv:3: the sequence is empty"),
         ("binary", "id sequence label\na AC 1\na AG 0\n", "t.tsv:3: id 'a' is already that of .*t.tsv:2"),
         ("binary", "sequence label\nAC 1\nAG\n", "t.tsv:3: 1 columns where the header has 2"),
-        ("binary", "sequence class\nAC 1\n", "t.tsv: no column 'label'; the table has sequence, class"),
+        ("binary", "sequence class\nAC 1\n", "t.tsv: no column 'label'; name one of sequence, class"),
         ("regression", "sequence label\nAC 1\nAG high\n", "t.tsv:3: label 'high' is no number"),
         ("regression", "sequence label\nAC 1\nAG nan\n", "t.tsv:3: label 'nan' is no number"),
         ("per_base", "sequence label\nAC IE\nAGT IE\n", "t.tsv:3: 2 targets for a sequence of 3"),
@@ -217,6 +217,8 @@ def test_gff_features_by_type_and_attribute(tmp_path: Path, genome: Fasta) -> No
     found = read_intervals(gff, genome, "binary", labels=("essential",), types=("gene",))
     assert found.ids == ("a", "b")
     assert np.array_equal(found.targets, [1, 0])
+    with pytest.raises(ExamplesError, match="no feature of type exon or mRNA; it has CDS, gene"):
+        read_intervals(gff, genome, "binary", types=("exon", "mRNA"))
     with pytest.raises(ExamplesError, match=r"r.gff3:4: no 'essential' here"):
         read_intervals(gff, genome, "binary", labels=("essential",))
     write(tmp_path / "bad.bed", "chr1\t0\t9\tx\nchr9\t0\t9\ty\n")

@@ -269,7 +269,7 @@ def test_a_class_in_one_group_cannot_be_judged(toy_model_dir: Path, tmp_path: Pa
         ("ACGT\t1\nACCT\t0\nAAAA\t0\n", ("--task", "binary"), 1, "class '1' has 1 example, and 2 are needed"),
         ("ACGT\t1\n" + "A" * 513 + "\t0\n", ("--task", "binary"), 1, "t.tsv:3: sequence 'row_2' has 513 bases, and the context of toy is 512"),
         ("ACGT\t1\nACCT\t2.5\n", ("--task", "regression", "--estimator", "logistic"), 2, "use ridge or mlp"),
-        ("ACGT\t1\nACCT\t0\n", ("--task", "binary", "--label", "y"), 1, "no column 'y'; the table has sequence, label"),
+        ("ACGT\t1\nACCT\t0\n", ("--task", "binary", "--label", "y"), 1, "no column 'y'; name one of sequence, label"),
         ("ACGT\t1\nACCT\t0\n", ("--task", "per_base"), 2, "use evo-toolkit finetune head, lora or full"),
         ("ACGT\t1\nACCT\t0\n", ("--task", "binary", "--feature", "alt"), 2, "--feature is for the task variant"),
         ("ACGT\t1\nACCT\t0\n", ("--task", "binary", "--labels", "t.tsv"), 2, "leave --labels out"),
