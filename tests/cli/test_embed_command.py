@@ -312,7 +312,7 @@ def test_wrong_use_is_one_line(
     bed = tmp_path / "r.bed"
     bed.write_text("c1\t10\t900\n")
     for arguments, code, message in (
-        (("-R", bed), 1, "r.bed:1"),
+        (("-R", bed), 1, "[10, 900) is no stretch of c1"),
         (("--window", 50), 2, "--window is for regions"),
         (("-r", "c9:1-2"), 2, "no contig"),
         (("-R", tmp_path / "none.bed"), 1, "none.bed"),
