@@ -275,7 +275,7 @@ def score(
     from evo_toolkit.errors import UsageError
     from evo_toolkit.inference.domain import check_domain
     from evo_toolkit.variants.output import VCF_FORMATS, check_output, check_prefix_free
-    from evo_toolkit.variants.run import open_variants
+    from evo_toolkit.variants.run import check_window, open_variants
     from evo_toolkit.variants.suffix import parse_suffix
 
     name = require_model(model)
@@ -308,6 +308,8 @@ def score(
         note = check_domain(opened.source.config, reference.lengths, allow=allow_out_of_domain)
         if note:
             say.warning(note)
+        if window is not None:
+            check_window(window, opened.source.config, reference)
         synonyms = read_alias_file(contig_aliases) if contig_aliases else ()
         selection = Selection(
             regions=_regions(regions, regions_file, reference), include=include, exclude=exclude, samples=samples,

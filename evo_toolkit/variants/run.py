@@ -29,6 +29,7 @@ from evo_toolkit.variants.scores import RunInfo, ScoredRecord
 from evo_toolkit.variants.suffix import Suffix
 
 if TYPE_CHECKING:
+    from evo_toolkit.model.config import StripedHyena2Config
     from evo_toolkit.model.striped_hyena import StripedHyena2
     from evo_toolkit.variants.window_runner import WindowRunner
 
@@ -349,11 +350,13 @@ class ScoringRun:
 
         Raises:
             OutOfDomainError: without that consent.
-            UsageError: for an unknown strand or window mode, or a window too small.
+            UsageError: for an unknown strand or window mode, or a window too small or too large.
             EvoError: for a head or calibration that was made with something else.
         """
         domain_note = check_domain(model.config, genome.lengths, allow=allow_out_of_domain)
         self.domain_note = domain_note
+        if window is not None:
+            check_window(window, model.config, genome)
         prepared = None if methods is None else AlleleMethods(methods, model)
         runner = window_runner(
             model,
@@ -423,6 +426,19 @@ class ScoringRun:
     def bits_line(self) -> str | None:
         """How well the model predicts the reference of the scored windows; None if nothing was."""
         return bits_line(self.scorer.reference_bits)
+
+
+def check_window(window: int, config: StripedHyena2Config, genome: Fasta) -> None:
+    """Refuse windows that no contig fills and no model reads: forwards would be padding, or memory run out.
+
+    Raises:
+        UsageError: for a window that is longer than both.
+    """
+    longest = max(genome.lengths.values())
+    if window > max(longest, config.context_length):
+        raise UsageError(
+            f"window {window:,} is longer than every contig of {genome.path.name} (at most {longest:,} bases) and than what {config.name} reads ({config.context_length:,}); use a smaller one"
+        )
 
 
 class Workload(NamedTuple):

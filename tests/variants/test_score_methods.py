@@ -270,6 +270,15 @@ def test_tiled_windows_are_refused_where_alternates_are_read(
     assert said in result.stderr and len(result.stderr.strip().splitlines()[-1:]) == 1
 
 
+def test_a_window_that_nothing_fills_is_refused_before_memory_runs_out(
+    toy_model: StripedHyena2, genome: Fasta, vcf: Path
+) -> None:
+    result = run(vcf, genome.path, "-m", _folder(toy_model), "--window", 10**9)
+    assert result.exit_code == 2
+    assert "1,000,000,000 is longer than every contig" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
 def _notes(path: Path) -> int:
     return sum(line.startswith("##") for line in path.read_text().splitlines())
 
