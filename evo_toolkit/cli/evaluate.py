@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @click.group("eval")
 def evaluate() -> None:
-    """Measure a model: bits per base, variants in genes, windows, and labelled benchmarks.
+    """Measure a model: bits per base, variants, labelled benchmarks.
 
     Each command prints a table and writes JSON with -o. Intervals are of 95 %, resampling genomes,
     genes or exons, never bases. `--train` names the training genomes: the baselines are made of

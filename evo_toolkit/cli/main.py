@@ -37,7 +37,7 @@ COMMANDS: dict[str, Entry] = {
     "data": Entry("evo_toolkit.cli.data", "data", "Prepare genomes for training."),
     "train": Entry("evo_toolkit.cli.train", "train", "Train a model on genomes."),
     "finetune": Entry("evo_toolkit.cli.finetune", "finetune", "Learn from labelled sequences, variants or bases."),
-    "eval": Entry("evo_toolkit.cli.evaluate", "evaluate", "Measure a model: bits per base, variants in genes, windows, and labelled benchmarks."),
+    "eval": Entry("evo_toolkit.cli.evaluate", "evaluate", "Measure a model: bits per base, variants, labelled benchmarks."),
     "models": Entry("evo_toolkit.cli.models", "models", "List, describe and download models."),
     "convert": Entry("evo_toolkit.cli.convert", "convert", "Convert the weights of SRC and write them to DST."),
     "doctor": Entry("evo_toolkit.cli.doctor", "doctor", "Say what this machine can run, and check released weights."),
