@@ -90,8 +90,8 @@ def _load(
         at, places = site_of(one), []
         found = one.sequence.find(motif, FLANK - offset)
         while found >= 0 and found + offset + FLANK <= len(one.sequence):
-            # What is a site in another transcript is no decoy here.
-            if found + offset != at and _window(one, found + offset) not in sites:
+            # What is a site, here or in another transcript, is no decoy.
+            if _window(one, found + offset) not in sites:
                 places.append(found + offset)
             found = one.sequence.find(motif, found + 1)
         if not places:
