@@ -163,3 +163,38 @@ def test_choices_are_those_of_the_parts_behind() -> None:
     for name in ("head", "lora", "full"):
         done = command(name, "--help")
         assert done.exit_code == 0 and "DATA" in done.output
+
+
+DEMO = ROOT / "data" / "evo_data" / "demo"
+
+
+def test_bases_of_a_real_chloroplast(toy_model_dir: Path, tmp_path: Path) -> None:
+    """Coding bases of a strand from its annotation; the folds are by clusters of shared 31-mers."""
+    tiles = tmp_path / "tiles.bed"
+    tiles.write_text("".join(f"NC_000932.1\t{s}\t{s + 400}\tt\t0\t+\n" for s in range(50_000, 80_000, 1_000)))  # fmt: skip
+    done = command(
+        "lora", tiles, "--genome", DEMO / "NC_000932.fa", "--task", "per_base", "--annotation",
+        DEMO / "NC_000932.gff3", "--classes", "CDS", "-m", toy_model_dir, "-o", tmp_path / "run",
+        "--rank", 2, "--epochs", 2, "--resamples", 20, "--device", "cpu", "-l", "blocks.1",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["data"]["label_names"] == ["none", "CDS"] and results["num_examples"] == 6
+    assert set(results["baselines"]) == {"7-mer around the base"}
+    assert sum(map(sum, results["confusion"])) == 6 * 400
+
+
+@pytest.mark.slow
+def test_genes_of_a_real_chloroplast_with_all_of_the_model(
+    toy_model_dir: Path, tmp_path: Path
+) -> None:
+    done = command(
+        "full", DEMO / "NC_000932.gff3", "--genome", DEMO / "NC_000932.fa", "--task", "binary",
+        "--type", "tRNA", "--type", "CDS", "--classes", "tRNA,CDS", "--window", 200,
+        "-m", toy_model_dir, "-o", tmp_path / "run", "--epochs", 2, "--resamples", 20,
+        "--device", "cpu", "--learning-rate", 1e-3,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["data"]["counts"] == {"tRNA": 37, "CDS": 104}
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
