@@ -447,8 +447,9 @@ def _score_all(
     say: _Reporter,
 ) -> Iterator[ScoredRecord]:
     """Yield the records with their scores, from chunks that are there or are scored now."""
+    from evo_toolkit.variants.ahead import read_ahead
     from evo_toolkit.variants.chunks import cut
-    from evo_toolkit.variants.workers import read_ahead, score_chunks
+    from evo_toolkit.variants.workers import score_chunks
 
     size = workers.windows_per_chunk if store is None else store.num_windows
     assert size is not None

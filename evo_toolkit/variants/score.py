@@ -26,6 +26,7 @@ from evo_data.variant import (
 from evo_data.vcf import VcfRecord
 from evo_data.windows import StrandWindow, variant_windows
 from evo_toolkit.errors import UsageError
+from evo_toolkit.variants.ahead import read_ahead
 from evo_toolkit.variants.allele_methods import AlleleMethods
 from evo_toolkit.variants.scores import (
     AlleleScore,
@@ -190,8 +191,13 @@ class VariantScorer:
     def score(self, records: Iterable[VcfRecord]) -> Iterator[ScoredRecord]:
         """Yield every record with its alleles' scores, in the order of the input.
 
-        No allele stops the run: what cannot be scored gets a status.
+        Records are read, and their windows cut, by a thread while the model runs. No allele stops the run: what cannot be scored gets a status.
         """
+        for buffer in read_ahead(self._buffers(records), 1):
+            yield from self._flush(buffer)
+
+    def _buffers(self, records: Iterable[VcfRecord]) -> Iterator[_Buffer]:
+        """Records with their windows, as many as a call of the runner takes."""
         buffer = _Buffer()
         enough = self.runner.windows_per_call
         for record in records:
@@ -200,10 +206,10 @@ class VariantScorer:
             limit = 2 * enough if buffer.shares(alleles) else enough
             more = buffer.num_new(alleles)
             if buffer.num_windows + more > limit or len(buffer.records) >= _RECORDS_PER_FLUSH:
-                yield from self._flush(buffer)
+                yield buffer
                 buffer = _Buffer()
             buffer.add(record, alleles)
-        yield from self._flush(buffer)
+        yield buffer
 
     def read(self, record: VcfRecord, number: int) -> list[tuple[StrandWindow, LogProbPair]]:
         """The windows of one alternate allele of a record, and what the model says of them.

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import queue
 import signal
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -420,44 +418,6 @@ def device_list(devices: str, device: str) -> list[str]:
             raise UsageError(f"--devices {wanted}: this machine has {gpus} GPUs")
         return [f"cuda:{index}" for index in range(wanted)]
     return ["cpu"] * (wanted or 1)
-
-
-def read_ahead(chunks: Iterable[Chunk], number: int = 2) -> Iterator[Chunk]:
-    """Yield chunks that a thread reads meanwhile, so that no device waits for a file or bcftools.
-
-    Args:
-        number: Chunks that are read before they are asked for.
-    """
-    waiting: queue.Queue[Chunk | BaseException | None] = queue.Queue(number)
-    stopped = threading.Event()
-
-    def put(item: Chunk | BaseException | None) -> None:
-        while not stopped.is_set():
-            with suppress(queue.Full):
-                waiting.put(item, timeout=0.1)
-                return
-
-    def read() -> None:
-        try:
-            for chunk in chunks:
-                put(chunk)
-                if stopped.is_set():
-                    return
-            put(None)
-        except BaseException as error:  # noqa: BLE001 (raised again by whoever reads)
-            put(error)
-
-    thread = threading.Thread(target=read, name="reader", daemon=True)
-    thread.start()
-    try:
-        while (item := waiting.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        # bcftools may be at a hundred thousand records; nobody waits for those.
-        thread.join(5)
 
 
 def score_chunks(

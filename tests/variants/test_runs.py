@@ -36,6 +36,7 @@ from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.variants import chunks as chunks_module
 from evo_toolkit.variants import reuse as reuse_module
 from evo_toolkit.variants import workers as workers_module
+from evo_toolkit.variants.ahead import read_ahead
 from evo_toolkit.variants.chunks import Chunk, ChunkScores, cut
 from evo_toolkit.variants.dry_run import Forecast, forecast
 from evo_toolkit.variants.resume import ChunkStore, ResumeError, differences
@@ -50,7 +51,6 @@ from evo_toolkit.variants.workers import (
     DeviceProcesses,
     WorkerSetting,
     device_list,
-    read_ahead,
     score_chunks,
 )
 
