@@ -231,5 +231,7 @@ def text_lines(path: Path) -> Iterator[str]:
         with opener(path, "rt", encoding="utf-8-sig", newline=None) as lines:
             for line in lines:
                 yield line.rstrip("\n")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except (EOFError, zlib.error, UnicodeDecodeError, gzip.BadGzipFile) as error:
         raise EvoDataError(f"{path}: cannot be read as text: {error}") from error
+    except OSError as error:
+        raise EvoDataError(f"cannot read {path}: {error.strerror or error}") from error
