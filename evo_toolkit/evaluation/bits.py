@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from evo_data.codes import OTHER
 from evo_toolkit.evaluation.genomes import Bytes, Genome, tokens
 from evo_toolkit.evaluation.mixture import ORDER, scored
-from evo_toolkit.evaluation.statistics import Estimate, bootstrap
 from evo_toolkit.evaluation.windows import WindowSet
+from evo_toolkit.statistics import Estimate, bootstrap
 
 if TYPE_CHECKING:
     from evo_toolkit.model.striped_hyena import StripedHyena2

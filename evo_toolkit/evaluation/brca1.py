@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from evo_toolkit.errors import EvoError
 from evo_toolkit.evaluation.genomes import Genome, encode
-from evo_toolkit.evaluation.statistics import RESAMPLES, auroc
+from evo_toolkit.statistics import RESAMPLES, auroc
 
 LABELS = ("LOF", "INT", "FUNC")
 FLANK = 70_000

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evo_toolkit.evaluation.statistics import bootstrap, spearman
+from evo_toolkit.statistics import bootstrap, spearman
 
 WINDOWS = (512, 1024, 2048, 4096, 8192)
 ENOUGH = 0.99

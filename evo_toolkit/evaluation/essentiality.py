@@ -24,7 +24,7 @@ from evo_toolkit.errors import EvoError
 from evo_toolkit.evaluation.edits import Place
 from evo_toolkit.evaluation.genes import AMINO_ACIDS, Gene, coding_sequence, codons, is_complete
 from evo_toolkit.evaluation.genomes import Genome, reverse_complement
-from evo_toolkit.evaluation.statistics import RESAMPLES, auroc
+from evo_toolkit.statistics import RESAMPLES, auroc
 
 INSERTED = "TAATAATAATAGTGA"
 """Five stop codons, 15 bases: what follows stays in frame (Evo 2 paper, gene essentiality)."""

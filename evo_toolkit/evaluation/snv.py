@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from evo_toolkit.errors import EvoError
 from evo_toolkit.evaluation.genes import AMINO_ACIDS, STOPS, Gene, coding_sequence, codons
 from evo_toolkit.evaluation.genomes import Genome, encode
-from evo_toolkit.evaluation.statistics import RESAMPLES, Estimate, auroc
+from evo_toolkit.statistics import RESAMPLES, Estimate, auroc
 
 CLASSES = ("synonymous", "missense", "nonsense")
 _FOLDS = 5

@@ -17,8 +17,8 @@ from evo_data.fasta import Fasta
 from evo_data.vcf import VcfRecord
 from evo_data.windows import StrandWindow
 from evo_toolkit.errors import EvoError, UsageError
-from evo_toolkit.evaluation.statistics import spearman
 from evo_toolkit.model.striped_hyena import StripedHyena2
+from evo_toolkit.statistics import spearman
 from evo_toolkit.variants.reading import Tokens
 from evo_toolkit.variants.reuse import ReusedPrefixes, window_runner
 from evo_toolkit.variants.score import VariantScorer

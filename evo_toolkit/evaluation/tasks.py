@@ -32,8 +32,8 @@ from evo_toolkit.evaluation.markov import (
     weighted_counts,
 )
 from evo_toolkit.evaluation.prepared import Prepared
-from evo_toolkit.evaluation.statistics import RESAMPLES
 from evo_toolkit.evaluation.windows import WindowSet, tile_windows
+from evo_toolkit.statistics import RESAMPLES
 
 if TYPE_CHECKING:
     from evo_toolkit.model.striped_hyena import StripedHyena2

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from evo_toolkit.evaluation.statistics import StratifiedAuroc, auroc, bootstrap, spearman
+from evo_toolkit.statistics import StratifiedAuroc, auroc, bootstrap, spearman
 
 
 def loop_auroc(scores, positive, strata, weights) -> float:  # type: ignore[no-untyped-def]
