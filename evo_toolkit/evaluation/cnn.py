@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from evo_toolkit.evaluation.genomes import encode
 from evo_toolkit.evaluation.supervised import (
-    Indices,
     Outcome,
     fold_numbers,
     measure,
     part_of,
 )
+from evo_toolkit.finetuning.metrics import Indices
 from evo_toolkit.statistics import Floats
 
 CHANNELS = 48

@@ -9,7 +9,6 @@ training folds (`evo-toolkit eval NAME --layers`, `evo-toolkit finetune`), and t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from evo_toolkit.evaluation.supervised import (
 from evo_toolkit.evaluation.tasks import model_identity
 from evo_toolkit.inference.embed import EmbeddingRunner
 from evo_toolkit.inference.readings import Pool, Strands, Values, readings_of
-from evo_toolkit.statistics import RESAMPLES, Floats, bootstrap
+from evo_toolkit.statistics import RESAMPLES, bootstrap, difference
 
 if TYPE_CHECKING:
     from evo_toolkit.model.striped_hyena import StripedHyena2
@@ -40,7 +39,6 @@ POOLS: tuple[Pool, ...] = ("mean", "max", "last", "center")
 STRANDS: tuple[Strands, ...] = ("fwd", "rc", "both", "concat")
 
 Say = Callable[[str], None]
-_Metric = Callable[[Floats], float]
 
 
 def _quiet(_: Any) -> None:
@@ -72,10 +70,6 @@ def strands_of(features: NDArray[np.float32], strands: Strands) -> NDArray[np.fl
     if strands == "both":
         return ((forward + backward) / 2).astype(np.float32)
     return {"fwd": forward, "rc": backward, "concat": features}[strands]
-
-
-def _ahead(weights: Floats, one: _Metric, two: _Metric) -> float:
-    return one(weights) - two(weights)
 
 
 def sweep_layers(
@@ -125,7 +119,7 @@ def sweep_layers(
             figures[name] = bootstrap(metric, outcome.groups, resamples=resamples).json()
             other = (last or {}).get(name, name)
             if other != name:
-                ahead = partial(_ahead, one=metric, two=metrics[other])
+                ahead = difference(metric, metrics[other])
                 minus_last[name] = bootstrap(ahead, outcome.groups, resamples=resamples).json()
 
     judge(

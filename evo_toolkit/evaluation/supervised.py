@@ -10,23 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evo_toolkit.finetuning.metrics import Indices, Problem, primary_statistic
 from evo_toolkit.finetuning.splits import grouped_folds
-from evo_toolkit.statistics import (
-    RESAMPLES,
-    Estimate,
-    Floats,
-    StratifiedAuroc,
-    bootstrap,
-    spearman,
-)
-
-Indices = NDArray[np.int64]
-Kind = Literal["binary", "multiclass", "multilabel", "regression"]
+from evo_toolkit.statistics import RESAMPLES, Estimate, Floats, Statistic, bootstrap, difference
 
 FOLDS = 5
 ROUNDS = 3
@@ -47,7 +38,7 @@ class Outcome:
         groups: Number of each example's group `[n]`.
     """
 
-    kind: Kind
+    kind: Problem
     targets: NDArray[Any]
     groups: Indices
 
@@ -84,69 +75,27 @@ def fold_numbers(outcome: Outcome, count: int, seed: int) -> Indices:
 # Metrics: of predictions for held-out examples, with multiplicities of the examples.
 
 
-def metric_name(kind: Kind) -> str:
+def metric_name(kind: Problem) -> str:
     """What figures of a kind are called."""
     return {
         "binary": "AUROC", "multiclass": "MCC", "multilabel": "mean AUROC", "regression": "Spearman",
     }[kind]  # fmt: skip
 
 
-def measure(
-    outcome: Outcome, scores: NDArray[np.floating], folds: Indices
-) -> Callable[[Floats], float]:
+def measure(outcome: Outcome, scores: NDArray[np.floating], folds: Indices) -> Statistic:
     """The metric of predictions as a function of multiplicities (ones: of the data as they are).
 
     AUROCs count pairs within a fold, rank correlations are means over folds by size, and Matthews'
     correlation coefficient is of all predictions.
     """
-    if outcome.kind == "binary":
-        return StratifiedAuroc(scores, outcome.targets == 1, folds)
-    if outcome.kind == "multilabel":
-        each = [
-            StratifiedAuroc(scores[:, k], outcome.targets[:, k], folds)
-            for k in range(outcome.targets.shape[1])
-        ]
-        return lambda weights: float(np.nanmean([one(weights) for one in each]))
-    if outcome.kind == "multiclass":
-        chosen = np.argmax(scores, axis=1)
-        classes = scores.shape[1]
-        return lambda weights: matthews(outcome.targets, chosen, classes, weights)
-    return lambda weights: _spearman_by_fold(outcome.targets, scores, folds, weights)
-
-
-def matthews(
-    truth: NDArray[np.integer], chosen: NDArray[np.integer], classes: int, weights: Floats
-) -> float:
-    """Matthews' correlation coefficient of several classes (Gorodkin 2004); 0 if either is constant."""
-    table = np.zeros((classes, classes))
-    np.add.at(table, (truth, chosen), weights)
-    right, total = np.trace(table), table.sum()
-    true, said = table.sum(axis=1), table.sum(axis=0)
-    norm = (total**2 - said @ said) * (total**2 - true @ true)
-    return float((right * total - true @ said) / np.sqrt(norm)) if norm > 0 else 0.0
-
-
-def _spearman_by_fold(
-    values: NDArray[np.floating], scores: NDArray[np.floating], folds: Indices, weights: Floats
-) -> float:
-    found, sizes = [], []
-    for fold in np.unique(folds):
-        own = np.flatnonzero(folds == fold)
-        times = np.repeat(own, weights[own].astype(np.int64))
-        if times.size < 2:
-            continue
-        rho = spearman(values[times].astype(float), scores[times].astype(float))
-        # Predictions that are all the same rank nothing.
-        found.append(0.0 if np.isnan(rho) else rho)
-        sizes.append(times.size)
-    return float(np.average(found, weights=sizes)) if found else float("nan")
+    return primary_statistic(outcome.kind, outcome.targets, np.asarray(scores, float), folds)
 
 
 # Linear predictors
 
 
 def fit_linear(
-    kind: Kind, features: Floats, targets: NDArray[Any], penalties: Sequence[float]
+    kind: Problem, features: Floats, targets: NDArray[Any], penalties: Sequence[float]
 ) -> list[Callable[[Floats], Floats]]:
     """A logistic or ridge regression for each penalty; each function returned gives scores.
 
@@ -185,7 +134,7 @@ def _affine(weight: Floats, offset: float) -> Callable[[Floats], Floats]:
 
 
 def _logistic(
-    kind: Kind, x: Floats, targets: NDArray[Any], penalty: float
+    kind: Problem, x: Floats, targets: NDArray[Any], penalty: float
 ) -> Callable[[Floats], Floats]:
     from sklearn.linear_model import LogisticRegression
 
@@ -338,12 +287,6 @@ def cross_validate(
     return found
 
 
-def _difference(
-    one: Callable[[Floats], float], two: Callable[[Floats], float]
-) -> Callable[[Floats], float]:
-    return lambda weights: one(weights) - two(weights)
-
-
 class Round(NamedTuple):
     """One cross-validation: the scores of `cross_validate`, by predictor, and its folds."""
 
@@ -351,7 +294,7 @@ class Round(NamedTuple):
     folds: Indices
 
 
-def _mean_over(rounds: Sequence[Callable[[Floats], float]]) -> Callable[[Floats], float]:
+def _mean_over(rounds: Sequence[Statistic]) -> Statistic:
     return lambda weights: float(np.mean([one(weights) for one in rounds]))
 
 
@@ -402,14 +345,14 @@ def compare_rounds(
         for name in rounds[0].scores
     }
 
-    def estimate(statistic: Callable[[Floats], float]) -> Estimate:
+    def estimate(statistic: Statistic) -> Estimate:
         return bootstrap(statistic, part.groups, resamples=resamples)
 
     figures = {name: estimate(metric).json() for name, metric in metrics.items()}
     ahead = {}
     for other in against:
         if of in metrics and other in metrics and other != of:
-            ahead[other] = estimate(_difference(metrics[of], metrics[other])).json()
+            ahead[other] = estimate(difference(metrics[of], metrics[other])).json()
     return {
         "metric": metric_name(outcome.kind),
         "num_examples": int(judged.sum()),

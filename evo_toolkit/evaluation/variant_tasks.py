@@ -17,7 +17,14 @@ from evo_toolkit.evaluation.genomes import find_genomes
 from evo_toolkit.evaluation.prepared import Prepared
 from evo_toolkit.evaluation.registry import Benchmark
 from evo_toolkit.evaluation.tasks import model_identity
-from evo_toolkit.statistics import RESAMPLES, Floats, StratifiedAuroc, bootstrap
+from evo_toolkit.statistics import (
+    RESAMPLES,
+    Floats,
+    Statistic,
+    StratifiedAuroc,
+    StratifiedAveragePrecision,
+    bootstrap,
+)
 
 if TYPE_CHECKING:
     from evo_toolkit.model.striped_hyena import StripedHyena2
@@ -111,41 +118,12 @@ def variant_figures(
     positive, values = task.positive[keep], scores[keep]
     groups = np.unique(task.groups[keep], return_inverse=True)[1]
     _, chromosome = np.unique(task.chromosomes[keep], return_inverse=True)
-    statistics: dict[str, Callable[[Floats], float]] = {
+    statistics: dict[str, Statistic] = {
         "AUROC": StratifiedAuroc(values, positive),
-        "AUPRC": lambda w: average_precision(positive, values, w),
-        "AUPRC by chromosome": lambda w: by_stratum(positive, values, chromosome, w),
+        "AUPRC": StratifiedAveragePrecision(values, positive),
+        "AUPRC by chromosome": StratifiedAveragePrecision(values, positive, chromosome, by="items"),
     }
     return {
         name: bootstrap(statistic, groups, resamples=resamples).json()
         for name, statistic in statistics.items()
     }
-
-
-def average_precision(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> float:
-    """Area under the precision-recall curve as a sum of steps; ties are one step; NaN without positives."""
-    order = np.argsort(-scores, kind="stable")
-    hit, weight, ranked = positive[order], weights[order], scores[order]
-    last = np.append(np.diff(ranked) != 0, True)
-    true = np.cumsum(hit * weight)[last]
-    all_ = np.cumsum(weight)[last]
-    if not true.size or true[-1] == 0:
-        return float("nan")
-    gained = np.diff(true, prepend=0.0)
-    # A step without weight has nothing in it, and no precision.
-    precision = np.divide(true, all_, out=np.zeros_like(true), where=all_ > 0)
-    return float(gained @ precision / true[-1])
-
-
-def by_stratum(
-    positive: NDArray[np.bool_], scores: Floats, strata: NDArray[np.integer], weights: Floats
-) -> float:
-    """Average precision of each stratum that has positives, weighted by its variants."""
-    found, sizes = [], []
-    for stratum in np.unique(strata):
-        own = strata == stratum
-        value = average_precision(positive[own], scores[own], weights[own])
-        if not np.isnan(value):
-            found.append(value)
-            sizes.append(weights[own].sum())
-    return float(np.average(found, weights=sizes)) if found else float("nan")

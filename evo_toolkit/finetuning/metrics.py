@@ -16,11 +16,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evo_toolkit.finetuning.examples import Examples
-from evo_toolkit.statistics import RESAMPLES, Estimate, Floats, StratifiedAuroc, bootstrap, spearman
+from evo_toolkit.statistics import (
+    RESAMPLES,
+    Estimate,
+    Floats,
+    Statistic,
+    StratifiedAuroc,
+    StratifiedAveragePrecision,
+    bootstrap,
+    difference,
+    f1_by_class,
+    matthews,
+    mean_of_known,
+    spearman,
+    stratified_correlation,
+)
 
 Problem = Literal["binary", "multiclass", "multilabel", "regression"]
 Indices = NDArray[np.int64]
-Statistic = Callable[[Floats], float]
 
 PRIMARY: Mapping[Problem, str] = {
     "binary": "auroc", "multiclass": "mcc", "multilabel": "mean_auroc", "regression": "spearman",
@@ -104,73 +117,87 @@ def statistics(outcome: Outcome, outputs: Floats, folds: Indices) -> dict[str, S
     if outcome.problem == "regression":
         return _of_numbers(targets, outputs, folds)
     if outcome.problem == "multilabel":
-        aurocs = [StratifiedAuroc(p, y, folds) for p, y in zip(outputs.T, targets.T, strict=True)]
-        auprcs = [_Auprc(p, y, folds) for p, y in zip(outputs.T, targets.T, strict=True)]
+        auprcs = [
+            StratifiedAveragePrecision(p, y, folds)
+            for p, y in zip(outputs.T, targets.T, strict=True)
+        ]
         losses = _log_losses(np.stack([1 - outputs, outputs], -1), targets.astype(np.int64)).mean(1)
         right = ((outputs >= 0.5) == targets).mean(axis=1)
         return {
-            "mean_auroc": lambda w: _mean([one(w) for one in aurocs]),
-            "mean_auprc": lambda w: _mean([one(w) for one in auprcs]),
+            "mean_auroc": _mean_auroc(targets, outputs, folds),
+            "mean_auprc": lambda w: mean_of_known([one(w) for one in auprcs]),
             "accuracy": _weighted_mean(right),
             "log_loss": _weighted_mean(losses),
         }
     shares = outputs if outputs.ndim == 2 else np.stack([1 - outputs, outputs], axis=1)
     classes = shares.shape[1]
     said = shares.argmax(axis=1) if outcome.problem == "multiclass" else (outputs >= 0.5).astype(np.int64)  # fmt: skip
-    cells = targets * classes + said
 
     def of_table(value: Callable[[Floats], float]) -> Statistic:
-        def statistic(weights: Floats) -> float:
-            table = np.bincount(cells, weights, classes * classes).astype(np.float64)
-            return value(table.reshape(classes, classes))
-
-        return statistic
+        return _of_table(targets, said, classes, value)
 
     found: dict[str, Statistic] = {}
     if outcome.problem == "binary":
         found |= {
             "auroc": StratifiedAuroc(outputs, targets == 1, folds),
-            "auprc": _Auprc(outputs, targets == 1, folds),
+            "auprc": StratifiedAveragePrecision(outputs, targets == 1, folds),
         }
     found |= {
         "mcc": of_table(matthews),
-        "balanced_accuracy": of_table(lambda t: _mean((np.diag(t) / _or_nan(t.sum(1))).tolist())),
+        "balanced_accuracy": of_table(
+            lambda t: mean_of_known((np.diag(t) / _or_nan(t.sum(1))).tolist())
+        ),
         "accuracy": of_table(lambda t: float(np.trace(t) / _or_nan(t.sum()))),
     }
     if outcome.problem == "binary":
-        found["f1"] = of_table(lambda t: _f1(t)[1])
+        found["f1"] = of_table(lambda t: f1_by_class(t)[1])
         found["brier"] = _weighted_mean((outputs - targets) ** 2)
     else:
-        found["macro_f1"] = of_table(lambda t: _mean(_f1(t)))
+        found["macro_f1"] = of_table(lambda t: mean_of_known(f1_by_class(t)))
     found["log_loss"] = _weighted_mean(_log_losses(shares, targets))
     return found
 
 
-def matthews(table: Floats) -> float:
-    """Matthews' correlation coefficient of a table [truth, said]; 0 if either is constant.
+def primary_statistic(
+    problem: Problem, targets: NDArray[Any], outputs: Floats, folds: Indices
+) -> Statistic:
+    """The figure of `PRIMARY` as a function of multiplicities; it asks for ranks alone.
 
-    Source: Gorodkin 2004, for several classes.
+    Args:
+        problem: What kind of prediction it is.
+        targets: As in `Outcome`.
+        outputs: `[n]` or `[n, K]`, higher meaning more; no probabilities are needed.
+        folds: Of each example, `[n]`.
     """
-    right, total = np.trace(table), table.sum()
-    true, said = table.sum(axis=1), table.sum(axis=0)
-    norm = (total**2 - said @ said) * (total**2 - true @ true)
-    return float((right * total - true @ said) / np.sqrt(norm)) if norm > 0 else 0.0
+    if problem == "binary":
+        return StratifiedAuroc(outputs, targets == 1, folds)
+    if problem == "multilabel":
+        return _mean_auroc(targets, outputs, folds)
+    if problem == "multiclass":
+        return _of_table(targets, outputs.argmax(axis=1), outputs.shape[1], matthews)
+    return stratified_correlation(spearman, targets, outputs, folds)
 
 
-def _f1(table: Floats) -> list[float]:
-    both = table.sum(axis=0) + table.sum(axis=1)
-    return [
-        float(2 * r / b) if b else float("nan") for r, b in zip(np.diag(table), both, strict=True)
-    ]
+def _mean_auroc(targets: NDArray[Any], outputs: Floats, folds: Indices) -> Statistic:
+    each = [StratifiedAuroc(p, y, folds) for p, y in zip(outputs.T, targets.T, strict=True)]
+    return lambda weights: mean_of_known([one(weights) for one in each])
+
+
+def _of_table(
+    truth: Indices, said: Indices, classes: int, value: Callable[[Floats], float]
+) -> Statistic:
+    """A value of the counts by truth and answer."""
+    cells = truth * classes + said
+
+    def statistic(weights: Floats) -> float:
+        table = np.bincount(cells, weights, classes * classes).astype(np.float64)
+        return value(table.reshape(classes, classes))
+
+    return statistic
 
 
 def _or_nan(values: Any) -> Any:
     return np.where(np.asarray(values) > 0, values, np.nan)
-
-
-def _mean(values: list[float]) -> float:
-    kept = [value for value in values if not np.isnan(value)]
-    return float(np.mean(kept)) if kept else float("nan")
 
 
 def _weighted_mean(values: Floats) -> Statistic:
@@ -187,49 +214,7 @@ def _log_losses(shares: Floats, truth: Indices) -> Floats:
     return losses
 
 
-class _Auprc:
-    """Average precision: the mean of the folds', each weighted by its positives."""
-
-    def __init__(self, scores: Floats, positive: NDArray[np.bool_], folds: Indices) -> None:
-        self._parts = []
-        for fold in np.unique(folds):
-            own = np.flatnonzero(folds == fold)
-            order = own[np.argsort(-scores[own], kind="stable")]
-            # The last of each run of equal scores: a threshold lies between scores.
-            ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-            self._parts.append((order, positive[order], ends))
-
-    def __call__(self, weights: Floats) -> float:
-        total = found = 0.0
-        for order, positive, ends in self._parts:
-            w = weights[order]
-            hits, taken = np.cumsum(w * positive)[ends], np.cumsum(w)[ends]
-            if not hits.size or hits[-1] <= 0:
-                continue
-            precision = hits / np.where(taken > 0, taken, 1)
-            found += float(precision @ np.diff(hits, prepend=0.0))
-            total += float(hits[-1])
-        return found / total if total else float("nan")
-
-
 def _of_numbers(targets: Floats, outputs: Floats, folds: Indices) -> dict[str, Statistic]:
-    parts = [np.flatnonzero(folds == fold) for fold in np.unique(folds)]
-
-    def by_fold(value: Callable[[Floats, Floats], float]) -> Statistic:
-        def statistic(weights: Floats) -> float:
-            found, sizes = [], []
-            for own in parts:
-                times = np.repeat(own, weights[own].astype(np.int64))
-                if times.size < 2 or np.ptp(targets[times]) == 0:
-                    continue
-                one = value(targets[times], outputs[times])
-                # Predictions that are all the same rank nothing.
-                found.append(0.0 if np.isnan(one) else one)
-                sizes.append(times.size)
-            return float(np.average(found, weights=sizes)) if found else float("nan")
-
-        return statistic
-
     def pearson(y: Floats, p: Floats) -> float:
         a, b = y - y.mean(), p - p.mean()
         norm = float(np.sqrt((a @ a) * (b @ b)))
@@ -244,8 +229,8 @@ def _of_numbers(targets: Floats, outputs: Floats, folds: Indices) -> dict[str, S
 
     mse = _weighted_mean(errors)
     return {
-        "spearman": by_fold(spearman),
-        "pearson": by_fold(pearson),
+        "spearman": stratified_correlation(spearman, targets, outputs, folds),
+        "pearson": stratified_correlation(pearson, targets, outputs, folds),
         "r2": r2,
         "rmse": lambda w: float(np.sqrt(mse(w))),
         "mae": _weighted_mean(np.abs(targets - outputs)),
@@ -254,7 +239,9 @@ def _of_numbers(targets: Floats, outputs: Floats, folds: Indices) -> dict[str, S
 
 def primary(outcome: Outcome, outputs: Floats, folds: Indices) -> float:
     """The primary figure."""
-    return statistics(outcome, outputs, folds)[PRIMARY[outcome.problem]](np.ones(len(outcome)))
+    return primary_statistic(outcome.problem, outcome.targets, outputs, folds)(
+        np.ones(len(outcome))
+    )
 
 
 def selection(
@@ -298,10 +285,11 @@ def lead(
     resamples: int = RESAMPLES,
 ) -> Estimate:
     """How far the primary figure is above that of other outputs for the same examples, resampled together."""
-    name = PRIMARY[outcome.problem]
-    one = statistics(outcome, outputs, folds)[name]
-    other = statistics(outcome, others, folds)[name]
-    return bootstrap(lambda weights: one(weights) - other(weights), units, resamples=resamples)
+    one, other = (
+        primary_statistic(outcome.problem, outcome.targets, values, folds)
+        for values in (outputs, others)
+    )
+    return bootstrap(difference(one, other), units, resamples=resamples)
 
 
 # What is drawn

@@ -13,29 +13,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evo_data.codes import CODES, OTHER
 from evo_toolkit.finetuning.examples import UNLABELLED, Examples
-from evo_toolkit.finetuning.metrics import matthews
 from evo_toolkit.finetuning.network_batches import binned
-from evo_toolkit.statistics import RESAMPLES, Floats, bootstrap
+from evo_toolkit.statistics import (
+    RESAMPLES,
+    Floats,
+    Statistic,
+    bootstrap,
+    difference,
+    f1_by_class,
+    matthews,
+    mean_of_known,
+)
 
 BASELINE_K = 7
 _PRIOR_BASES = 5.0
 
-_CODES = np.full(256, 4, np.int64)
-for _code, _base in enumerate(b"ACGT"):
-    _CODES[_base] = _code
-
 Figure = Callable[[Floats], float]
+"""Of counts, or of moments."""
 Rows = Sequence[NDArray[np.floating]]
 
 
 def centred_kmers(sequence: str, k: int = BASELINE_K) -> NDArray[np.int64]:
     """Number of the k-mer around each base, `[L]`, below 4^k; 4^k where it has an N or passes an end."""
-    codes = _CODES[np.frombuffer(sequence.encode(), np.uint8)]
-    padded = np.pad(codes, k // 2, constant_values=4)
+    codes = CODES[np.frombuffer(sequence.encode(), np.uint8)].astype(np.int64)
+    padded = np.pad(codes, k // 2, constant_values=OTHER)
     windows = np.lib.stride_tricks.sliding_window_view(padded, k)
     numbers: NDArray[np.int64] = windows @ 4 ** np.arange(k - 1, -1, -1)
-    return np.where((windows < 4).all(axis=1), numbers, 4**k)
+    return np.where((windows < OTHER).all(axis=1), numbers, 4**k)
 
 
 def kmer_baseline(train: Examples, test: Examples, *, bin_size: int = 1) -> list[Floats]:
@@ -138,20 +144,14 @@ def judged_positions(
         other = by_group(rows)
         found["baselines"][name] = figures(other, makers)
         one, two = _weighted(makers[primary], own), _weighted(makers[primary], other)
-        ahead = bootstrap(
-            partial(_lead, one=one, two=two), np.arange(len(own)), resamples=resamples
-        )
+        ahead = bootstrap(difference(one, two), np.arange(len(own)), resamples=resamples)
         found["lead"][name] = ahead.json()
     if examples.kind == "per_base":
         found["confusion"] = [[int(x) for x in row] for row in own.sum(axis=0)]
     return found
 
 
-def _lead(weights: Floats, one: Figure, two: Figure) -> float:
-    return one(weights) - two(weights)
-
-
-def _weighted(make: Figure, tables: Floats) -> Figure:
+def _weighted(make: Figure, tables: Floats) -> Statistic:
     def figure(weights: Floats) -> float:
         total: Floats = np.tensordot(weights, tables, axes=1).astype(np.float64)
         return make(total)
@@ -168,18 +168,12 @@ def _confusion(labels: NDArray[Any], shares: NDArray[Any], classes: int) -> Floa
 
 def _of_classes(names: Sequence[str]) -> tuple[dict[str, Figure], dict[str, Figure]]:
     def f1(table: Floats, k: int) -> float:
-        both = table[k].sum() + table[:, k].sum()
-        return float(2 * table[k, k] / both) if both else float("nan")
-
-    def macro(table: Floats) -> float:
-        # A class that no base has, and none was given, has no F1.
-        there = [f1(table, k) for k in range(len(names)) if table[k].sum() + table[:, k].sum()]
-        return float(np.mean(there)) if there else float("nan")
+        return f1_by_class(table)[k]
 
     found: dict[str, Figure] = {
         "mcc": matthews,
         "accuracy": lambda t: float(np.trace(t) / t.sum()) if t.sum() else float("nan"),
-        "macro_f1": macro,
+        "macro_f1": lambda t: mean_of_known(f1_by_class(t)),
     }
     return found, {name: partial(f1, k=k) for k, name in enumerate(names)}
 
@@ -200,8 +194,7 @@ def _pearson(moments: Floats) -> float:
 
 def _of_tracks(names: Sequence[str]) -> tuple[dict[str, Figure], dict[str, Figure]]:
     def mean(moments: Floats) -> float:
-        values = [r for r in map(_pearson, moments) if not np.isnan(r)]
-        return float(np.mean(values)) if values else float("nan")
+        return mean_of_known(map(_pearson, moments))
 
     def of(moments: Floats, k: int) -> float:
         return _pearson(moments[k])

@@ -33,7 +33,6 @@ from evo_toolkit.evaluation.features import (
 from evo_toolkit.evaluation.genomes import find_genomes
 from evo_toolkit.evaluation.prepared import load_prepared
 from evo_toolkit.evaluation.registry import BENCHMARKS, find
-from evo_toolkit.evaluation.variant_tasks import average_precision, by_stratum
 from evo_toolkit.model.config import StripedHyena2Config
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.statistics import StratifiedAuroc
@@ -513,20 +512,6 @@ def test_tables_of_variants_are_scored_as_score_does(
     table.write_text("\n".join([rows[0], rows[1].replace("True", "perhaps")]))
     with pytest.raises(EvoError, match="line 2: label 'perhaps' is none of"):
         variant_tasks.prepare_variants(find("traitgym"), [genome, table])
-
-
-def test_average_precision_is_that_of_scikit_learn_with_multiplicities() -> None:
-    from sklearn.metrics import average_precision_score
-
-    random = np.random.default_rng(0)
-    positive = random.random(60) < 0.3
-    scores = np.round(positive + random.normal(0, 1, 60), 1)  # with ties
-    times = random.integers(0, 3, 60)
-    expected = average_precision_score(np.repeat(positive, times), np.repeat(scores, times))
-    assert average_precision(positive, scores, times.astype(float)) == pytest.approx(expected)
-    strata = np.arange(60) % 2
-    parts = [average_precision_score(positive[strata == k], scores[strata == k]) for k in (0, 1)]
-    assert by_stratum(positive, scores, strata, np.ones(60)) == pytest.approx(np.mean(parts))
 
 
 def test_brca1_windows_hold_the_variant_in_the_middle(tmp_path: Path, chromosome: tuple[Path, str]) -> None:  # fmt: skip

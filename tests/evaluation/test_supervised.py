@@ -11,7 +11,6 @@ from evo_toolkit.evaluation.cnn import CnnPredictor
 from evo_toolkit.evaluation.sequence_baselines import composition, kmer_features, one_hot
 from evo_toolkit.evaluation.supervised import (
     AsIs,
-    Indices,
     LinearGrid,
     Outcome,
     Round,
@@ -19,9 +18,9 @@ from evo_toolkit.evaluation.supervised import (
     compare_rounds,
     cross_validate,
     fold_numbers,
-    matthews,
     measure,
 )
+from evo_toolkit.finetuning.metrics import Indices
 from evo_toolkit.statistics import Floats
 
 
@@ -106,8 +105,10 @@ def test_matthews_is_that_of_scikit_learn_with_multiplicities() -> None:
     said[:60] = truth[:60]
     times = random.integers(0, 3, 100)
     expected = matthews_corrcoef(np.repeat(truth, times), np.repeat(said, times))
-    assert matthews(truth, said, 4, times.astype(float)) == pytest.approx(expected)
-    assert matthews(truth, np.zeros(100, int), 4, np.ones(100)) == 0.0
+    outcome, folds = Outcome("multiclass", truth, np.arange(100)), np.zeros(100, np.int64)
+    found = measure(outcome, np.eye(4)[said], folds)
+    assert found(times.astype(float)) == pytest.approx(expected)
+    assert measure(outcome, np.eye(4)[np.zeros(100, int)], folds)(np.ones(100)) == 0.0
 
 
 def test_rank_correlation_is_the_mean_over_folds_with_multiplicities() -> None:
