@@ -26,12 +26,7 @@ from evo_toolkit.evaluation.features import (
 from evo_toolkit.evaluation.genomes import find_genomes
 from evo_toolkit.evaluation.prepared import Prepared
 from evo_toolkit.evaluation.registry import Benchmark
-from evo_toolkit.evaluation.sequence_baselines import (
-    KMERS,
-    composition,
-    kmer_features,
-    one_hot,
-)
+from evo_toolkit.evaluation.sequence_baselines import KMERS, one_hot
 from evo_toolkit.evaluation.supervised import (
     FOLDS,
     ROUNDS,
@@ -45,6 +40,7 @@ from evo_toolkit.evaluation.supervised import (
     fold_numbers,
 )
 from evo_toolkit.evaluation.tasks import model_identity
+from evo_toolkit.finetuning.plain_features import composition, kmer_features
 from evo_toolkit.statistics import RESAMPLES
 
 if TYPE_CHECKING:

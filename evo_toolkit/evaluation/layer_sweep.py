@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from evo_toolkit.evaluation.benchmarks.labelled import LabelledTask
 from evo_toolkit.evaluation.features import untrained
-from evo_toolkit.evaluation.sequence_baselines import KMERS, composition, kmer_features
+from evo_toolkit.evaluation.sequence_baselines import KMERS
 from evo_toolkit.evaluation.supervised import (
     FOLDS,
     LinearGrid,
@@ -28,6 +28,7 @@ from evo_toolkit.evaluation.supervised import (
     metric_name,
 )
 from evo_toolkit.evaluation.tasks import model_identity
+from evo_toolkit.finetuning.plain_features import composition, kmer_features
 from evo_toolkit.inference.embed import EmbeddingRunner
 from evo_toolkit.inference.readings import Pool, Strands, Values, readings_of
 from evo_toolkit.statistics import RESAMPLES, bootstrap, difference

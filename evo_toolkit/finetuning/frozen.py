@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from evo_data.codes import CODES
-from evo_data.kmers import kmer_codes
 from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.finetuning.examples import Examples
 from evo_toolkit.finetuning.heads import Affine, Floats, SequenceHead
@@ -47,7 +45,6 @@ HIDDEN = 64
 """Units of the hidden layer of `mlp`."""
 
 VARIANT_FEATURES = ("ref", "difference")
-COMPOSITION, KMERS = "composition", "4-mers"
 
 _MLP_ITERATIONS = 300
 _LOGISTIC_ITERATIONS = 2000
@@ -222,54 +219,6 @@ def joined(
         else np.concatenate([features[layer] for layer in layers], axis=1)
         for name, layers in candidates.items()
     }
-
-
-def plain_features(examples: Examples) -> dict[str, Matrix]:
-    """What a classifier sees without any network: composition, and 4-mers, each `[n, F]`.
-
-    Composition is the shares of A, C, G and T and log2 of the length; 4-mers are the square roots of their
-    shares. Of variants: the change of base, its neighbours, and whether bases are gained or lost.
-    """
-    if examples.kind == "variant":
-        return {COMPOSITION: _change_features(examples)}
-    return {
-        COMPOSITION: np.column_stack(
-            [
-                kmer_shares(examples.sequences, 1),
-                [np.log2(max(1, len(s))) for s in examples.sequences],
-            ]
-        ),
-        KMERS: np.sqrt(kmer_shares(examples.sequences, 4)),
-    }
-
-
-def kmer_shares(sequences: Sequence[str], k: int) -> Floats:
-    """Share of each k-mer among those of a sequence, as read, `[n, 4^k]`; k-mers with an N count for none."""
-    found = np.zeros((len(sequences), 4**k))
-    for row, sequence in enumerate(sequences):
-        if len(sequence) >= k:
-            words, whole = kmer_codes(CODES[np.frombuffer(sequence.encode(), np.uint8)], k)
-            counts = np.bincount(words[whole].astype(np.int64), minlength=4**k)
-            found[row] = counts / max(1, counts.sum())
-    return found
-
-
-def _change_features(examples: Examples) -> Floats:
-    """Substitution (16), the bases on either side (8), and log2 of bases gained and lost (2)."""
-    found = np.zeros((len(examples), 26))
-    for row, windows in enumerate(examples.windows):
-        window = windows[0]
-        ref, alt = (CODES[w[slice(*at)]] for w, at in ((window.ref, window.ref_allele), (window.alt, window.alt_allele)))  # fmt: skip
-        if ref.size == alt.size == 1 and max(ref[0], alt[0]) < 4:
-            found[row, 4 * ref[0] + alt[0]] = 1
-        before, after = window.ref_allele[0] - 1, window.ref_allele[1]
-        for offset, at in ((16, before), (20, after)):
-            if 0 <= at < len(window.ref) and CODES[window.ref[at]] < 4:
-                found[row, offset + int(CODES[window.ref[at]])] = 1
-        found[row, 24:] = np.log2(
-            [1 + max(0, alt.size - ref.size), 1 + max(0, ref.size - alt.size)]
-        )
-    return found
 
 
 # Fits

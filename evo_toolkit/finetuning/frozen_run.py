@@ -24,7 +24,6 @@ from evo_toolkit.finetuning.frozen import (
     model_run,
     outputs_of,
     parse_candidates,
-    plain_features,
     sequence_features,
     sequence_head,
     variant_features,
@@ -32,6 +31,7 @@ from evo_toolkit.finetuning.frozen import (
 )
 from evo_toolkit.finetuning.heads import Floats, SequenceHead
 from evo_toolkit.finetuning.metrics import SELECTION, Indices, outcome_of
+from evo_toolkit.finetuning.plain_features import plain_features
 from evo_toolkit.finetuning.results import judged
 from evo_toolkit.finetuning.splits import (
     BLOCK,

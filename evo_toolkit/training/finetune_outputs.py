@@ -382,8 +382,9 @@ def _judged(
     resamples: int,
 ) -> dict[str, Any]:
     """Figures with intervals over groups, beside baselines that were fitted on the same part."""
-    from evo_toolkit.finetuning.frozen import Fits, Settings, outputs_of, plain_features
+    from evo_toolkit.finetuning.frozen import Fits, Settings, outputs_of
     from evo_toolkit.finetuning.metrics import outcome_of
+    from evo_toolkit.finetuning.plain_features import plain_features
     from evo_toolkit.finetuning.positions import BASELINE_K, judged_positions, kmer_baseline
     from evo_toolkit.finetuning.results import judged
 

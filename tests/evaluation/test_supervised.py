@@ -8,7 +8,7 @@ from sklearn.metrics import matthews_corrcoef, roc_auc_score
 
 from evo_toolkit.errors import UsageError
 from evo_toolkit.evaluation.cnn import CnnPredictor
-from evo_toolkit.evaluation.sequence_baselines import composition, kmer_features, one_hot
+from evo_toolkit.evaluation.sequence_baselines import one_hot
 from evo_toolkit.evaluation.supervised import (
     AsIs,
     LinearGrid,
@@ -177,12 +177,7 @@ def test_groups_that_repeat_widen_the_interval() -> None:
     assert widths[1] > 2 * widths[0]
 
 
-def test_features_of_sequences() -> None:
-    assert composition(["AACG", "TTTTTTTT"]).tolist() == [[0.5, 0.25, 0.25, 0, 2], [0, 0, 0, 1, 3]]
-    counts = kmer_features(["AACNAC"], 2)[0] ** 2
-    assert counts[0b0000] == pytest.approx(1 / 3)  # AA
-    assert counts[0b0001] == pytest.approx(2 / 3)  # AC twice, and nothing over the N
-    assert counts.sum() == pytest.approx(1)
+def test_bases_by_position() -> None:
     hot = one_hot(["AN", "CT"])
     assert hot is not None
     assert hot.tolist() == [[1, 0, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 1]]

@@ -17,13 +17,13 @@ from evo_toolkit.finetuning.frozen import (
     cross_validate,
     fit_affine,
     joined,
-    kmer_shares,
     outputs_of,
     parse_candidates,
     sequence_features,
 )
 from evo_toolkit.finetuning.heads import Affine, SequenceHead, load_head
 from evo_toolkit.finetuning.metrics import Outcome, primary
+from evo_toolkit.finetuning.plain_features import composition, kmer_features, kmer_shares
 from evo_toolkit.finetuning.splits import grouped_folds
 from evo_toolkit.inference.embed import embed
 from evo_toolkit.variants.head import VariantHead
@@ -196,9 +196,13 @@ def test_features_keep_the_order_of_the_sequences(toy_model: object) -> None:
 
 
 def test_shares_of_kmers_by_hand() -> None:
-    shares = kmer_shares(["ACGNA", "AA", "C"], 2)
-    assert shares[0, 0 * 4 + 1] == shares[0, 1 * 4 + 2] == 0.5 and shares[0].sum() == 1
-    assert shares[1, 0] == 1 and shares[2].sum() == 0
+    shares = kmer_shares("ACGNA", 2)
+    assert shares[0 * 4 + 1] == shares[1 * 4 + 2] == 0.5 and shares.sum() == 1
+    assert kmer_shares("AA", 2)[0] == 1 and kmer_shares("C", 2).sum() == 0
+    # The two words AC and nothing over the N: roots of 1/3 and 2/3.
+    np.testing.assert_allclose(kmer_features(["AACNAC"], 2)[0, :2] ** 2, [1 / 3, 2 / 3], rtol=1e-6)
+    assert composition(["AACG", "TTTTTTTT"]).tolist() == [[0.5, 0.25, 0.25, 0, 2], [0, 0, 0, 1, 3]]
+    assert composition(["NN"]).tolist() == [[0, 0, 0, 0, 1]] and composition([]).shape == (0, 5)
 
 
 def head_of(affine: Affine, **changed: object) -> SequenceHead:
