@@ -174,11 +174,15 @@ def write_results(
         head.save(folder / HEAD, force=force)
     write_predictions(folder / PREDICTIONS, examples, outputs, folds, force=force)
     write_report(folder / REPORT, results, force=force)
-    with atomic_output(folder / RESULTS, force=force) as path:
-        path.write_text(
-            json.dumps({"format_version": FORMAT_VERSION, "program": f"evo_toolkit {__version__}", **results}, indent=1, allow_nan=False) + "\n",
-            encoding="utf-8",
-        )  # fmt: skip
+    write_figures(folder / RESULTS, results, force=force)
+
+
+def write_figures(path: Path, results: Mapping[str, Any], *, force: bool = False) -> None:
+    """Write `results.json`: the figures, and which format and program they are of."""
+    about = {"format_version": FORMAT_VERSION, "program": f"evo_toolkit {__version__}"}
+    with atomic_output(path, force=force) as temporary:
+        text = json.dumps({**about, **results}, indent=1, allow_nan=False)
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def write_predictions(

@@ -430,13 +430,11 @@ def write_position_results(
     The table has the columns id, position (0-based, of a bin its first base, in reading direction) and
     one of each class's probability or track's value.
     """
-    import json
-
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from evo_toolkit.finetuning.report import write_report
-    from evo_toolkit.finetuning.results import REPORT, RESULTS
+    from evo_toolkit.finetuning.results import REPORT, RESULTS, write_figures
 
     size = module.network.bin_size if examples.kind == "track" else 1
     prefix = "" if examples.kind == "track" else "p_"
@@ -449,5 +447,4 @@ def write_position_results(
             columns = [[name] * len(row), np.arange(len(row)) * size, *row.T]
             file.write_table(pa.table(columns, schema=schema))
     write_report(folder / REPORT, results, force=force)
-    with atomic_output(folder / RESULTS, force=force) as path:
-        path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_figures(folder / RESULTS, results, force=force)

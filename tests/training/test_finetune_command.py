@@ -105,7 +105,9 @@ def test_per_base_labels_from_a_table(toy_model_dir: Path, tmp_path: Path) -> No
         "--learning-rate", 0.1,
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    metrics = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["format_version"] == 1 and results["program"].startswith("evo_toolkit ")
+    metrics = results["metrics"]
     # The base itself stands in the stream behind block 0.
     assert metrics["accuracy"]["value"] > 0.9
 
