@@ -35,6 +35,11 @@ EXIT_BROKEN_PIPE = 141
 # As in evo_toolkit.model.precision, which imports torch; a test keeps them equal.
 PRECISIONS = ("default", "exact", "vortex")
 
+# As in evo_toolkit.inference.readings, which imports torch; a test keeps them equal.
+POOLS = ("mean", "max", "last", "center")
+"""Of a sequence's positions; `embed` has none (every position), too."""
+EMBEDDED_STRANDS = ("fwd", "rc", "both", "concat")
+
 MODEL_CHOICES = (
     "-m evo-mini (bundled; bacteria, archaea, phages; not human), "
     "-m evo2_7b (all domains of life; 13 GB, GPU) or -m PATH (a checkpoint)"

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from evo_toolkit.cli.common import (
+    EMBEDDED_STRANDS,
     EXIT_NOTHING_SCORED,
+    POOLS,
     allow_out_of_domain_option,
     context_parallel_options,
     model_for_genome,
@@ -24,10 +26,6 @@ if TYPE_CHECKING:
     from evo_toolkit.cli.embed_sources import Source
     from evo_toolkit.cli.embed_store import GroupStore
     from evo_toolkit.inference.embed import EmbeddingRunner
-
-# As in evo_toolkit.inference.readings, which imports torch; a test keeps them equal.
-POOL_CHOICES = ("mean", "max", "last", "center", "none")
-STRAND_CHOICES = ("fwd", "rc", "both", "concat")
 
 
 @click.command(epilog="Exit codes: 0 done; 1 an error (a bad file, the wrong genome); 2 wrong usage; 3 nothing could be embedded.")  # fmt: skip
@@ -50,14 +48,14 @@ STRAND_CHOICES = ("fwd", "rc", "both", "concat")
 )
 @click.option(
     "--pool",
-    type=click.Choice(POOL_CHOICES),
+    type=click.Choice([*POOLS, "none"]),
     default="mean",
     show_default=True,
     help="Over the positions of a sequence: last is in reading direction, center the middle base (of a variant's window: the variant), none keeps every position.",
 )
 @click.option(
     "--strands",
-    type=click.Choice(STRAND_CHOICES),
+    type=click.Choice(EMBEDDED_STRANDS),
     default="fwd",
     show_default=True,
     help="As given, the reverse complement, the mean of both, or both side by side.",
@@ -139,16 +137,16 @@ def embed(
     from evo_data.files import check_output
     from evo_toolkit.cli.embed_sources import open_embedded
     from evo_toolkit.errors import UsageError
+    from evo_toolkit.inference import readings
     from evo_toolkit.inference.context_embedding import ContextEmbeddingRunner
     from evo_toolkit.inference.embed import EmbeddingRunner
     from evo_toolkit.inference.embed_files import EmbeddingFile, check_suffix, write_embeddings
-    from evo_toolkit.inference.readings import POOLS, STRANDS
     from evo_toolkit.variants.manifest import describe_run
     from evo_toolkit.variants.resume import was_finishing
 
     name = require_model(model)
-    pool_wanted = next(p for p in POOLS if p == pool)
-    strands_wanted = next(s for s in STRANDS if s == strands)
+    pool_wanted = next(p for p in readings.POOLS if p == pool)
+    strands_wanted = next(s for s in readings.STRANDS if s == strands)
     check_suffix(output)
     refuse_input_as_output(output, fasta, *([regions_file] if regions_file else []))
     force = force or was_finishing(output)

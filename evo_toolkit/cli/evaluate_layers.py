@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from evo_toolkit.cli.common import user_errors
+from evo_toolkit.cli.common import EMBEDDED_STRANDS, POOLS, user_errors
 from evo_toolkit.cli.evaluate_run import (
     Run,
     refuse_settled,
@@ -14,7 +14,7 @@ from evo_toolkit.cli.evaluate_run import (
     shared_options,
     train_option,
 )
-from evo_toolkit.cli.evaluate_tables import _text as figure_text
+from evo_toolkit.cli.evaluate_tables import figure_text
 from evo_toolkit.errors import UsageError
 
 
@@ -22,8 +22,8 @@ from evo_toolkit.errors import UsageError
 @click.argument("benchmark", metavar="BENCHMARK")
 @click.argument("files", nargs=-1, type=click.Path(), metavar="[FILES]...")
 @click.option("-l", "--layer", "layers", multiple=True, metavar="NAME", help="Layer by name; may be repeated. Default: all, the residual stream after every block, and norm.")  # fmt: skip
-@click.option("--pool", "pools", multiple=True, type=click.Choice(["mean", "max", "last", "center"]), help="May be repeated; default: mean.")  # fmt: skip
-@click.option("--strands", multiple=True, type=click.Choice(["fwd", "rc", "both", "concat"]), help="May be repeated; default: concat.")  # fmt: skip
+@click.option("--pool", "pools", multiple=True, type=click.Choice(POOLS), help="May be repeated; default: mean.")  # fmt: skip
+@click.option("--strands", multiple=True, type=click.Choice(EMBEDDED_STRANDS), help="May be repeated; default: concat.")  # fmt: skip
 @train_option
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="At most so many examples, whole groups drawn.")  # fmt: skip
 @click.option("--folds", type=click.IntRange(2), default=5, show_default=True, metavar="N", help="Of the cross-validation.")  # fmt: skip
@@ -46,8 +46,9 @@ def layers_command(
     """
     from evo_toolkit.evaluation.benchmarks.labelled import LabelledTask
     from evo_toolkit.evaluation.labelled_tasks import prepare_labelled
-    from evo_toolkit.evaluation.layer_sweep import POOLS, STRANDS, sweep_layers
+    from evo_toolkit.evaluation.layer_sweep import sweep_layers
     from evo_toolkit.evaluation.registry import find
+    from evo_toolkit.inference import readings
     from evo_toolkit.inference.embed import expand_layers
 
     chosen = find(benchmark)
@@ -75,8 +76,8 @@ def layers_command(
     figures = sweep_layers(
         LabelledTask.of_prepared(prepared), model,
         layers=wanted,
-        pools=[p for p in POOLS if p in (pools or ("mean",))],
-        strands=[s for s in STRANDS if s in (strands or ("concat",))],
+        pools=[p for p in readings.POOLS if p in (pools or ("mean",))],
+        strands=[s for s in readings.STRANDS if s in (strands or ("concat",))],
         folds=folds, seed=seed, with_untrained=untrained, resamples=resamples, say=run.say,
         progress=run.progress("networks", "tokens"),
     )  # fmt: skip

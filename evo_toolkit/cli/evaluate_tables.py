@@ -16,7 +16,8 @@ def print_table(rows: list[list[str]]) -> None:
         click.echo("  ".join(cells).rstrip())
 
 
-def _text(figure: Mapping[str, float | None], digits: int = 3) -> str:
+def figure_text(figure: Mapping[str, float | None], digits: int = 3) -> str:
+    """A figure with its interval, `0.912 [0.897, 0.925]`; - where there is none."""
     value, low, high = (figure[name] for name in ("value", "low", "high"))
     if value is None:
         return "-"
@@ -35,7 +36,7 @@ def bits_table(figures: dict[str, Any]) -> list[list[str]]:
         [
             "mean over genomes",
             f"{figures['composition']['mean']:.4f}",
-            *(_text(figures["predictors"][name]["mean"], 4) for name in names),
+            *(figure_text(figures["predictors"][name]["mean"], 4) for name in names),
         ]
     )
     for strand in ("+", "-"):
@@ -51,12 +52,12 @@ def bits_table(figures: dict[str, Any]) -> list[list[str]]:
                 "gain of mixture over markov",
                 "",
                 "",
-                _text(figures["gain_of_mixture_over_markov"], 4),
+                figure_text(figures["gain_of_mixture_over_markov"], 4),
             ]
         )
     for name, gain in figures.get("gain", {}).items():
         won = f"genomes won: {gain['genomes_won']} of {gain['genomes']}"
-        rows.append([f"gain of model over {name}", _text(gain, 4), won])
+        rows.append([f"gain of model over {name}", figure_text(gain, 4), won])
     return rows
 
 
@@ -69,10 +70,12 @@ def snv_table(figures: dict[str, Any]) -> list[list[str]]:
             if found is None:
                 continue
             main = [found[name] for name in ("within_strata", "raw", "table")]
-            cells = [_text(figure) for figure in main]
+            cells = [figure_text(figure) for figure in main]
             rows.append([kind, predictor, *cells, str(main[0]["positives"])])
             for name, figure in found["parts"].items():
-                rows.append([f"  {name}", "", _text(figure), "", "", str(figure["positives"])])
+                rows.append(
+                    [f"  {name}", "", figure_text(figure), "", "", str(figure["positives"])]
+                )
     return rows
 
 
@@ -80,7 +83,9 @@ def essentiality_table(figures: dict[str, Any]) -> list[list[str]]:
     """Return AUROCs of the model and of each feature."""
     rows = [["AUROC for essential", "all genes", "within fifths of length"]]
     for name, figure in figures["auroc"].items():
-        rows.append([name, _text(figure), _text(figures["auroc_within_fifths_of_length"][name])])
+        rows.append(
+            [name, figure_text(figure), figure_text(figures["auroc_within_fifths_of_length"][name])]
+        )
     rows.append([f"{figures['num_essential']} of {figures['num_genes']} genes essential", "", ""])
     return rows
 
@@ -88,14 +93,16 @@ def essentiality_table(figures: dict[str, Any]) -> list[list[str]]:
 def brca1_table(figures: dict[str, Any]) -> list[list[str]]:
     """Return the AUROC of each comparison."""
     rows = [["BRCA1", "AUROC"]]
-    rows += [[name, _text(figure)] for name, figure in figures.items() if name.startswith("LOF")]
+    rows += [
+        [name, figure_text(figure)] for name, figure in figures.items() if name.startswith("LOF")
+    ]
     return rows
 
 
 def window_table(figures: dict[str, Any]) -> list[list[str]]:
     """Return the rank correlation of each window, and the default that follows."""
     rows = [["window", f"Spearman with {figures['compared_with']}"]]
-    rows += [[window, _text(figure, 4)] for window, figure in figures["spearman"].items()]
+    rows += [[window, figure_text(figure, 4)] for window, figure in figures["spearman"].items()]
     rows.append(["default_window", str(figures["default_window"])])
     return rows
 
@@ -111,7 +118,7 @@ def labelled_table(figures: dict[str, Any]) -> list[list[str]]:
             rows.append([f"{part['num_examples']:,} examples{text}", "", ""])
         for name, figure in part["figures"].items():
             ahead = part["model_minus"].get(name)
-            rows.append([name, _text(figure), "" if ahead is None else _text(ahead)])
+            rows.append([name, figure_text(figure), "" if ahead is None else figure_text(ahead)])
     rows.append([f"{figures['num_examples']:,} examples in {figures['num_groups']:,} groups", "", ""])  # fmt: skip
     return rows
 
@@ -123,8 +130,10 @@ def variants_table(figures: dict[str, Any]) -> list[list[str]]:
     total = [f"{figures['num_variants']:,}", f"{figures['num_positive']:,}"]
     for name, found in figures["all"].items():
         label = "consequence alone (in sample)" if name == "consequence" else name
-        rows.append([label, *total, *(_text(found[metric]) for metric in metrics)])
+        rows.append([label, *total, *(figure_text(found[metric]) for metric in metrics)])
     for name, part in figures["by_consequence"].items():
         counts = [f"{part['num_variants']:,}", f"{part['num_positive']:,}"]
-        rows.append([f"  {name}", *counts, *(_text(part["model"][metric]) for metric in metrics)])
+        rows.append(
+            [f"  {name}", *counts, *(figure_text(part["model"][metric]) for metric in metrics)]
+        )
     return rows

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from evo_toolkit.cli.common import (
+    EMBEDDED_STRANDS,
+    POOLS,
     allow_out_of_domain_option,
     load_for_genome,
     model_options,
@@ -22,7 +24,7 @@ from evo_toolkit.cli.common import (
     require_model,
     user_errors,
 )
-from evo_toolkit.cli.finetune_inputs import Inputs, data_options
+from evo_toolkit.cli.finetune_inputs import FEATURES, Inputs, data_options
 from evo_toolkit.cli.finetune_splits import Split, split_options
 from evo_toolkit.cli.progress import progress_bar
 
@@ -37,11 +39,8 @@ _OTHERS: dict[str, tuple[str, str, str]] = {
     "predict": ("evo_toolkit.cli.finetune_predict", "predict", "Apply a fitted head to sequences."),
 }  # fmt: skip
 
-# As in evo_toolkit.finetuning.frozen and evo_toolkit.inference.readings; a test keeps them equal.
+# As in evo_toolkit.finetuning.frozen; a test keeps them equal.
 ESTIMATORS = ("auto", "logistic", "ridge", "mlp")
-POOLS = ("mean", "max", "last", "center")
-STRANDS = ("fwd", "rc", "both", "concat")
-FEATURES = ("ref", "alt", "difference")
 
 
 class _Methods(click.Group):
@@ -100,7 +99,7 @@ def finetune() -> None:
 )
 @click.option(
     "--strands",
-    type=click.Choice(STRANDS),
+    type=click.Choice(EMBEDDED_STRANDS),
     default="both",
     show_default=True,
     help="both: the mean of the two strands; concat: side by side (not for variants).",

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from evo_data.fasta import Fasta
     from evo_toolkit.finetuning.examples import Examples
 
-# As in evo_toolkit.finetuning.examples; a test keeps them equal.
+# As in evo_toolkit.finetuning.examples and evo_toolkit.variants.head; a test keeps them equal.
 TASKS = ("binary", "multiclass", "multilabel", "regression", "per_base", "track", "variant")
+FEATURES = ("ref", "alt", "difference")
 
 DEFAULT_VARIANT_WINDOW = 512
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from evo_toolkit.cli.common import (
+    POOLS,
     allow_out_of_domain_option,
     model_options,
     quiet_option,
@@ -16,13 +17,11 @@ from evo_toolkit.cli.common import (
     require_model,
     user_errors,
 )
-from evo_toolkit.cli.finetune_inputs import Inputs, data_options
+from evo_toolkit.cli.finetune_inputs import FEATURES, Inputs, data_options
 from evo_toolkit.cli.finetune_splits import Split, split_options
 
-# As in evo_toolkit.finetuning.networks and .adapters; a test keeps them equal.
-POOLS = ("mean", "max", "last", "center")
+# As in evo_toolkit.finetuning.network_tasks and .adapters; a test keeps them equal.
 STRANDS = ("fwd", "both", "concat")
-FEATURES = ("ref", "alt", "difference")
 TARGETS = ("projections", "out_projection", "mlp.l1", "mlp.l2", "mlp.l3")
 TRAINED_WHOLE = ("filters", "norms", "biases")
 

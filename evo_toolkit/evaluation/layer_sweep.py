@@ -36,9 +36,6 @@ from evo_toolkit.statistics import RESAMPLES, bootstrap, difference
 if TYPE_CHECKING:
     from evo_toolkit.model.striped_hyena import StripedHyena2
 
-POOLS: tuple[Pool, ...] = ("mean", "max", "last", "center")
-STRANDS: tuple[Strands, ...] = ("fwd", "rc", "both", "concat")
-
 Say = Callable[[str], None]
 
 
@@ -78,7 +75,7 @@ def sweep_layers(
     model: StripedHyena2,
     *,
     layers: str | Sequence[str] = "all",
-    pools: Sequence[Pool] = POOLS,
+    pools: Sequence[Pool] = ("mean",),
     strands: Sequence[Strands] = ("concat",),
     folds: int = FOLDS,
     seed: int = 0,

@@ -22,6 +22,7 @@ from evo_toolkit.cli.common import (
     user_errors,
 )
 from evo_toolkit.errors import CheckpointError, EvoError, InaccurateModelError, UsageError
+from evo_toolkit.inference.readings import POOLS, STRANDS
 from evo_toolkit.model.config import ConfigError
 from evo_toolkit.model.precision import PRECISIONS
 from evo_toolkit.model.registry import BUNDLED, MODELS
@@ -153,6 +154,7 @@ def test_the_choices_are_those_of_the_registry() -> None:
     assert "evo-mini" in BUNDLED
     assert round(MODELS["evo2_7b"].download_gb) == 13
     assert common.PRECISIONS == PRECISIONS
+    assert (*common.POOLS, "none") == POOLS and common.EMBEDDED_STRANDS == STRANDS
 
 
 @click.command()

@@ -14,12 +14,10 @@ from click.testing import CliRunner, Result
 
 from evo_data.alphabet import reverse_complement
 from evo_data.fasta import Fasta
-from evo_toolkit.cli import embed as command
 from evo_toolkit.cli.embed_store import GroupStore
 from evo_toolkit.cli.main import cli
 from evo_toolkit.inference.embed import EmbeddingRunner, embed
 from evo_toolkit.inference.embed_files import EmbeddedGroup
-from evo_toolkit.inference.readings import POOLS, STRANDS
 from evo_toolkit.model.striped_hyena import StripedHyena2
 from evo_toolkit.variants.resume import ResumeError
 
@@ -330,7 +328,6 @@ def test_wrong_use_is_one_line(
     monkeypatch.setitem(sys.modules, "h5py", None)
     refused = embed_it(tmp_path / "e.h5ad")
     assert refused.exit_code == 2 and "evo-toolkit[anndata]" in refused.stderr
-    assert command.POOL_CHOICES == POOLS and command.STRAND_CHOICES == STRANDS
 
 
 def test_a_group_of_other_sequences_is_no_group_of_this_run(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from evo_toolkit.finetuning.examples import TASK_KINDS
 from evo_toolkit.finetuning.heads import SequenceHead, load_head
 from evo_toolkit.finetuning.reading_genome import read_features
 from evo_toolkit.finetuning.splits import SPLIT_BY
-from evo_toolkit.inference.readings import POOLS, STRANDS
 from evo_toolkit.variants.head import FEATURES, VariantHead
 
 GENOME = demo_file("NC_000932.fa")
@@ -78,9 +77,7 @@ def test_choices_of_the_command_are_those_of_the_package() -> None:
     assert finetune_inputs.TASKS == TASK_KINDS
     assert finetune_splits.SPLIT_BY == SPLIT_BY
     assert cli_finetune.ESTIMATORS == frozen_method.FROZEN_ESTIMATORS
-    assert set(cli_finetune.POOLS) == set(POOLS) - {"none"}
-    assert set(cli_finetune.STRANDS) == set(STRANDS) - {"rc"} or set(cli_finetune.STRANDS) == set(STRANDS)  # fmt: skip
-    assert cli_finetune.FEATURES == FEATURES
+    assert finetune_inputs.FEATURES == FEATURES
 
 
 def test_two_classes_of_a_bed_end_to_end(

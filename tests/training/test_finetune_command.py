@@ -7,17 +7,16 @@ import random
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
 from evo_toolkit.cli import finetune_network
+from evo_toolkit.cli.common import POOLS
 from evo_toolkit.cli.main import cli
-from evo_toolkit.finetuning import adapters
-from evo_toolkit.inference.readings import POOLS
-from evo_toolkit.variants.head import FEATURES
+from evo_toolkit.finetuning import adapters, network_tasks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -160,8 +159,8 @@ def test_commands_of_the_page_are_understood() -> None:
 def test_choices_are_those_of_the_parts_behind() -> None:
     assert finetune_network.TARGETS == adapters.TARGETS
     assert tuple(adapters.TRAINED_WHOLE) == finetune_network.TRAINED_WHOLE
-    assert finetune_network.FEATURES == FEATURES
-    assert set(finetune_network.POOLS) == set(POOLS) - {"none"}
+    assert get_args(network_tasks.Strands) == finetune_network.STRANDS
+    assert get_args(network_tasks.Pool) == POOLS
     for name in ("head", "lora", "full"):
         done = command(name, "--help")
         assert done.exit_code == 0 and "DATA" in done.output
