@@ -25,14 +25,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from evo_data.csq import worst_consequence
 from evo_data.variant import AlleleStatus, Variant
-from evo_data.vcf import VcfRecord
 from evo_data.windows import StrandWindow
 from evo_toolkit.errors import EvoError
+
+if TYPE_CHECKING:
+    from evo_data.vcf import VcfRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +213,8 @@ def table_row(
     normalised = allele.normalised
     worst = None
     if record.consequences and allele.alt in record.alts:
+        from evo_data.csq import worst_consequence  # needs pysam, which scores themselves do not
+
         worst = worst_consequence(record.consequences[record.alts.index(allele.alt)])
     return (
         record.contig, record.pos, None if record.id == "." else record.id, record.ref, allele.alt,
