@@ -10,7 +10,7 @@ from evo_toolkit.cli import evaluate_tables as tables
 from evo_toolkit.cli.common import user_errors
 from evo_toolkit.cli.evaluate_run import (
     Run,
-    refuse_settled,
+    require_files,
     seed_option,
     shared_options,
     train_option,
@@ -85,7 +85,7 @@ def _sequence_command(benchmark: Benchmark) -> click.Command:
         from evo_toolkit.evaluation.features import FeatureFile
 
         run = Run(benchmark.name, shared)
-        _require_files(benchmark, files, shared["source"])
+        require_files(benchmark, files, shared["source"])
         prepared = run.prepared(
             lambda: labelled_tasks.prepare_labelled(
                 benchmark, files, train=train, limit=limit, seed=seed, say=run.say
@@ -150,7 +150,7 @@ def _model_command(benchmark: Benchmark) -> click.Command:
         from evo_toolkit.evaluation import assay_tasks, completion_tasks, variant_tasks
 
         run = Run(benchmark.name, shared)
-        _require_files(benchmark, files, shared["source"])
+        require_files(benchmark, files, shared["source"])
         variants = benchmark.style == "variants"
         for name, given in (("--window", window), ("--train", train)):
             if given and not variants:
@@ -190,17 +190,6 @@ def _model_command(benchmark: Benchmark) -> click.Command:
     )(command)
     made.params.insert(0, _arguments(benchmark))
     return made
-
-
-def _require_files(benchmark: Benchmark, files: tuple[str, ...], source: str | None) -> None:
-    if source:
-        refuse_settled("limit")
-        return
-    names = " ".join(name for name, _ in benchmark.files)
-    if len(files) != len(benchmark.files):
-        raise UsageError(
-            f"eval {benchmark.name} takes {names}, {len(files)} files were given; give them, or --from FILE.npz; `evo-toolkit eval list {benchmark.name}` says where they come from"
-        )
 
 
 _COMMANDS = {

@@ -9,7 +9,7 @@ import click
 from evo_toolkit.cli.common import EMBEDDED_STRANDS, POOLS, user_errors
 from evo_toolkit.cli.evaluate_run import (
     Run,
-    refuse_settled,
+    require_files,
     seed_option,
     shared_options,
     train_option,
@@ -57,12 +57,7 @@ def layers_command(
             f"{benchmark} is no benchmark of labelled sequences; evo-toolkit eval list says which are"
         )
     run = Run(benchmark, shared)
-    if shared["source"]:
-        refuse_settled("limit")
-    elif not files:
-        raise UsageError(
-            f"{' and '.join(name for name, _ in chosen.files)}: give the files, or --from FILE.npz"
-        )
+    require_files(chosen, files, shared["source"])
     prepared = run.prepared(
         lambda: prepare_labelled(chosen, files, train=train, limit=limit, seed=seed, say=run.say),
         given=(*files, *train),

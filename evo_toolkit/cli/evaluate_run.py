@@ -24,6 +24,7 @@ from evo_toolkit.errors import UsageError
 
 if TYPE_CHECKING:
     from evo_toolkit.evaluation.prepared import Prepared
+    from evo_toolkit.evaluation.registry import Benchmark
     from evo_toolkit.model.striped_hyena import StripedHyena2
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -72,6 +73,22 @@ def refuse_settled(*names: str) -> None:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} was settled with --prepare; leave it out, or prepare again")
+
+
+def require_files(benchmark: Benchmark, files: tuple[str, ...], source: str | None) -> None:
+    """Raise unless a benchmark's files are given, as many as it has, or a prepared one in their place.
+
+    Raises:
+        UsageError: naming them; with a prepared file, for options that it has settled.
+    """
+    if source:
+        refuse_settled("limit")
+        return
+    names = " ".join(name for name, _ in benchmark.files)
+    if len(files) != len(benchmark.files):
+        raise UsageError(
+            f"eval {benchmark.name} takes {names}, {len(files)} files were given; give them, or --from FILE.npz; `evo-toolkit eval list {benchmark.name}` says where they come from"
+        )
 
 
 class Run:

@@ -79,7 +79,7 @@ def test_the_command_measures_every_layer(
 def test_wrong_use_is_one_line(files: tuple[Path, Path], toy_model_dir: Path) -> None:
     for arguments, message in (
         (["nothing", *files], "no benchmark 'nothing'"),
-        (["ecoli-promoters"], "give the files"),
+        (["ecoli-promoters"], "takes PROMOTERS OTHERS, 0 files were given"),
         (["ecoli-promoters", *files, "-l", "blocks.9"], "blocks run from 0 to 3"),
     ):
         texts = ["eval", "layers", *map(str, arguments), "-m", str(toy_model_dir), "-q"]
