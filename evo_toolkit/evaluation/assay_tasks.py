@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +13,13 @@ from evo_toolkit.evaluation.benchmarks.labelled import LabelledTask
 from evo_toolkit.evaluation.prepared import Prepared
 from evo_toolkit.evaluation.registry import Benchmark
 from evo_toolkit.evaluation.supervised import Outcome, compare
-from evo_toolkit.evaluation.tasks import model_identity
+from evo_toolkit.evaluation.tasks import Progress, model_identity, quiet
 from evo_toolkit.statistics import RESAMPLES
 
 if TYPE_CHECKING:
     from evo_toolkit.model.striped_hyena import StripedHyena2
 
 _AT_A_TIME = 256
-
-
-def _quiet(_: Any) -> None:
-    pass
 
 
 def prepare_assay(
@@ -40,7 +36,7 @@ def run_assay(
     model: StripedHyena2,
     *,
     resamples: int = RESAMPLES,
-    progress: Callable[[int], None] = _quiet,
+    progress: Progress = quiet,
 ) -> dict[str, Any]:
     """Spearman's correlation of the measurement with the log-likelihood, mean over both strands.
 

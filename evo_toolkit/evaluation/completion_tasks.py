@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from evo_toolkit.evaluation.genomes import (
 )
 from evo_toolkit.evaluation.prepared import Prepared
 from evo_toolkit.evaluation.registry import Benchmark
-from evo_toolkit.evaluation.tasks import model_identity
+from evo_toolkit.evaluation.tasks import Progress, model_identity, quiet
 from evo_toolkit.statistics import RESAMPLES, Floats, bootstrap
 
 if TYPE_CHECKING:
@@ -31,10 +31,6 @@ GIVEN = 0.3
 """Share of the gene that stands in the prompt, rounded down to whole codons."""
 LONGEST = 1500
 """Bases; longer genes are not drawn."""
-
-
-def _quiet(_: Any) -> None:
-    pass
 
 
 def prepare_completion(
@@ -89,7 +85,7 @@ def run_completion(
     temperature: float = 0.7,
     seed: int = 0,
     resamples: int = RESAMPLES,
-    progress: Callable[[int], None] = _quiet,
+    progress: Progress = quiet,
 ) -> dict[str, Any]:
     """Share of the missing amino acids that an alignment finds again in what a model writes.
 

@@ -6,7 +6,7 @@ convolutional network, all trained on the same folds, and the same network with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evo_toolkit.errors import EvoError, UsageError
+from evo_toolkit.evaluation.baseline import Say
 from evo_toolkit.evaluation.benchmarks.brca1_sge import ALT
 from evo_toolkit.evaluation.benchmarks.labelled import OVERLAP, SPLIT, LabelledTask, train_overlap
 from evo_toolkit.evaluation.features import (
@@ -39,7 +40,7 @@ from evo_toolkit.evaluation.supervised import (
     cross_validate,
     fold_numbers,
 )
-from evo_toolkit.evaluation.tasks import model_identity
+from evo_toolkit.evaluation.tasks import Progress, model_identity, quiet
 from evo_toolkit.finetuning.plain_features import composition, kmer_features
 from evo_toolkit.statistics import RESAMPLES
 
@@ -50,12 +51,6 @@ NETWORKS = ("model", "untrained")
 TRAINED = ("composition", "kmers", "positions", "cnn", "untrained")
 """What the network is compared with."""
 
-Say = Callable[[str], None]
-
-
-def _quiet(_: Any) -> None:
-    pass
-
 
 def prepare_labelled(
     benchmark: Benchmark,
@@ -64,7 +59,7 @@ def prepare_labelled(
     train: Sequence[Path | str] = (),
     limit: int | None = None,
     seed: int = 0,
-    say: Say = _quiet,
+    say: Say = quiet,
 ) -> Prepared:
     """The examples of a benchmark and, with training genomes, how much of each stands there.
 
@@ -117,7 +112,7 @@ def make_features(
     *,
     layers: Sequence[str] = (),
     seed: int = 0,
-    progress: Callable[[int], None] = _quiet,
+    progress: Progress = quiet,
 ) -> FeatureFile:
     """Features of a network and of the same network with random weights.
 
@@ -196,7 +191,7 @@ def run_labelled(
     device: str = "cpu",
     seed: int = 0,
     resamples: int = RESAMPLES,
-    say: Say = _quiet,
+    say: Say = quiet,
 ) -> dict[str, Any]:
     """Figures of a benchmark: of the network and its baselines, on the same folds.
 

@@ -8,12 +8,13 @@ training folds (`evo-toolkit eval NAME --layers`, `evo-toolkit finetune`), and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evo_toolkit.evaluation.baseline import Say
 from evo_toolkit.evaluation.benchmarks.labelled import LabelledTask
 from evo_toolkit.evaluation.features import untrained
 from evo_toolkit.evaluation.sequence_baselines import KMERS
@@ -27,7 +28,7 @@ from evo_toolkit.evaluation.supervised import (
     measure,
     metric_name,
 )
-from evo_toolkit.evaluation.tasks import model_identity
+from evo_toolkit.evaluation.tasks import Progress, model_identity, quiet
 from evo_toolkit.finetuning.plain_features import composition, kmer_features
 from evo_toolkit.inference.embed import EmbeddingRunner
 from evo_toolkit.inference.readings import Pool, Strands, Values, readings_of
@@ -36,19 +37,13 @@ from evo_toolkit.statistics import RESAMPLES, bootstrap, difference
 if TYPE_CHECKING:
     from evo_toolkit.model.striped_hyena import StripedHyena2
 
-Say = Callable[[str], None]
-
-
-def _quiet(_: Any) -> None:
-    pass
-
 
 def layer_features(
     model: StripedHyena2,
     sequences: Sequence[str],
     layers: str | Sequence[str],
     pool: Pool,
-    progress: Callable[[int], None] = _quiet,
+    progress: Progress = quiet,
 ) -> dict[str, Values]:
     """`[n, 2 C]` by layer: the forward strand's channels, then those of the reverse complement."""
     runner = EmbeddingRunner(model, layers, pool=pool, strands="concat")
@@ -81,8 +76,8 @@ def sweep_layers(
     seed: int = 0,
     with_untrained: bool = True,
     resamples: int = RESAMPLES,
-    say: Say = _quiet,
-    progress: Callable[[int], None] = _quiet,
+    say: Say = quiet,
+    progress: Progress = quiet,
 ) -> dict[str, Any]:
     """Figures by layer, pool and strands, beside composition, k-mers and the untrained network.
 

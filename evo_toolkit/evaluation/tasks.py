@@ -45,8 +45,8 @@ Paths = Sequence[Path | str]
 Progress = Callable[[int], None]
 
 
-def _quiet(_: Any) -> None:
-    pass
+def quiet(_: object) -> None:
+    """Tell nobody: the default of `say` and `progress`."""
 
 
 def model_identity(model: StripedHyena2) -> dict[str, Any]:
@@ -87,8 +87,8 @@ def prepare_bits(
     max_order: int = MAX_ORDER,
     num_windows: int = 256,
     seed: int = 0,
-    say: Say = _quiet,
-    progress: Progress = _quiet,
+    say: Say = quiet,
+    progress: Progress = quiet,
 ) -> Prepared:
     """Windows of genomes and, with training genomes, what both baselines make of them.
 
@@ -133,7 +133,7 @@ def run_bits(
     prepared: Prepared,
     model: StripedHyena2 | None,
     *,
-    progress: Progress = _quiet,
+    progress: Progress = quiet,
 ) -> dict[str, Any]:
     """Bits per base of the baselines and of a model; without a model, of the baselines alone."""
     windows = WindowSet(
@@ -164,7 +164,7 @@ def prepare_snv(
     count: int = 20_000,
     seed: int = 0,
     markov_order: int = MARKOV_ORDER,
-    say: Say = _quiet,
+    say: Say = quiet,
 ) -> Prepared:
     """Substitutions in the genes of a genome, a third of each class.
 
@@ -207,7 +207,7 @@ def run_snv(
     window: int | None = None,
     count: int | None = None,
     resamples: int = RESAMPLES,
-    progress: Progress = _quiet,
+    progress: Progress = quiet,
 ) -> dict[str, Any]:
     """AUROC of nonsense and missense against synonymous, by the model and by the Markov chain.
 
@@ -250,7 +250,7 @@ def run_default_window(
     *,
     windows: Sequence[int] = default_window_task.WINDOWS,
     count: int = 2000,
-    progress: Progress = _quiet,
+    progress: Progress = quiet,
 ) -> dict[str, Any]:
     """The smallest window that ranks SNVs as the largest does; `count` of the prepared ones."""
     snvs = _drawn(prepared.arrays, count)
@@ -287,7 +287,7 @@ def prepare_essentiality(
     *,
     column: str,
     train: Paths = (),
-    say: Say = _quiet,
+    say: Say = quiet,
 ) -> Prepared:
     """Genes with labels, their length and GC and, with training genomes, their conservation."""
     read = _one_genome(genome)
@@ -322,7 +322,7 @@ def run_essentiality(
     window: int | None = None,
     sites: int = 1,
     resamples: int = RESAMPLES,
-    progress: Progress = _quiet,
+    progress: Progress = quiet,
 ) -> dict[str, Any]:
     """AUROC of the stop insertions, mean over `sites` of each gene, and of the features."""
     arrays = prepared.arrays
@@ -350,7 +350,7 @@ def run_essentiality(
 
 
 def prepare_brca1(
-    genome: Path | str, vcf: Path | str, *, train: Paths = (), say: Say = _quiet
+    genome: Path | str, vcf: Path | str, *, train: Paths = (), say: Say = quiet
 ) -> Prepared:
     """The variants of the assay and the chromosome around them."""
     read, arrays = brca1_task.read_assay(genome, vcf)
@@ -364,7 +364,7 @@ def run_brca1(
     *,
     window: int | None = None,
     resamples: int = RESAMPLES,
-    progress: Progress = _quiet,
+    progress: Progress = quiet,
 ) -> dict[str, Any]:
     """AUROC of loss of function; intervals over the assay's exons."""
     window = window or model.config.default_window

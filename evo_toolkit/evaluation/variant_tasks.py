@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evo_toolkit.errors import UsageError
-from evo_toolkit.evaluation.baseline import kmer_overlap
+from evo_toolkit.evaluation.baseline import Say, kmer_overlap
 from evo_toolkit.evaluation.benchmarks.variant_sets import FLANK, VariantSet
 from evo_toolkit.evaluation.edits import edit_scores
 from evo_toolkit.evaluation.genomes import find_genomes
 from evo_toolkit.evaluation.prepared import Prepared
 from evo_toolkit.evaluation.registry import Benchmark
-from evo_toolkit.evaluation.tasks import model_identity
+from evo_toolkit.evaluation.tasks import Progress, model_identity, quiet
 from evo_toolkit.statistics import (
     RESAMPLES,
     Floats,
@@ -33,10 +33,6 @@ LEAST_OF_EACH = 10
 """Variants of either label that a consequence needs for a figure of its own."""
 
 
-def _quiet(_: Any) -> None:
-    pass
-
-
 def prepare_variants(
     benchmark: Benchmark,
     paths: Sequence[Path | str],
@@ -44,7 +40,7 @@ def prepare_variants(
     train: Sequence[Path | str] = (),
     limit: int | None = None,
     seed: int = 0,
-    say: Callable[[str], None] = _quiet,
+    say: Say = quiet,
 ) -> Prepared:
     """The variants of a benchmark and the genome around them; arguments as of `prepare_labelled`."""
     found: VariantSet = benchmark.load(paths).limited(limit, seed)
@@ -65,7 +61,7 @@ def run_variants(
     *,
     window: int | None = None,
     resamples: int = RESAMPLES,
-    progress: Callable[[int], None] = _quiet,
+    progress: Progress = quiet,
 ) -> dict[str, Any]:
     """AUROC and AUPRC of minus the log-likelihood ratio, all and by consequence.
 
