@@ -384,6 +384,14 @@ def test_a_published_split_is_kept_and_its_leak_is_told(tmp_path: Path) -> None:
     assert figures["num_examples"] == 9
 
 
+def test_labels_that_only_the_test_part_has_are_refused(tmp_path: Path) -> None:
+    for name, labels in (("train", ("tRNA", "CDS")), ("test", ("0", "1"))):
+        rows = [f"{bases(60, i)},{labels[i % 2]}\n" for i in range(8)]
+        (tmp_path / f"{name}.csv").write_text("sequence,label\n" + "".join(rows))
+    with pytest.raises(EvoError, match=r"test\.csv, line 2: no sequence of the training part has the label '0'; its labels are CDS, tRNA"):  # fmt: skip
+        published_splits.load_tables([tmp_path / "train.csv", tmp_path / "test.csv"])
+
+
 def test_other_formats_of_published_splits(tmp_path: Path) -> None:
     import pandas as pd
 

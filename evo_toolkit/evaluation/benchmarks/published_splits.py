@@ -92,6 +92,11 @@ def _task(
     test = np.array([part == "test" for part, _ in rows])
     if test.all() or not test.any():
         raise EvoError(f"{source}: all rows are of the {'test' if test.all() else 'training'} part; both are needed")  # fmt: skip
+    if kind is None:
+        trained = {row.labels[0].strip() for part, row in rows if part == "train"}
+        for part, row in rows:
+            if part == "test" and (label := row.labels[0].strip()) not in trained:
+                raise EvoError(f"{row.place}: no sequence of the training part has the label {label!r}; its labels are {', '.join(sorted(trained)[:8])}")  # fmt: skip
     parts = [[s for s, own in zip(examples.sequences, test, strict=True) if own == side] for side in (False, True)]  # fmt: skip
     leak = leak_report(parts[0], parts[1])
     notes = (*examples.notes, f"{leak}; the published split is kept") if leak.found else examples.notes  # fmt: skip
