@@ -98,6 +98,11 @@ def open_source(
             raise CheckpointError(
                 f"{name} does not exist; give the path of weights, or a name (evo-toolkit models list)"
             )
+        known = name.partition("+")[0]
+        if known != name and (known in MODELS or known in BUNDLED):
+            raise UsageError(
+                f"model {name!r} is {known} with an adapter; name the adapter's file: -m {known} --adapter FILE.safetensors"
+            )
         raise UsageError(
             f"model {name!r} is no known name and no path; known are {', '.join([*BUNDLED, *MODELS])}"
         )

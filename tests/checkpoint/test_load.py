@@ -155,6 +155,8 @@ def test_unknown_names_and_absent_models_say_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UsageError, match=r"is evo-mini with an adapter; name the adapter's file: -m evo-mini --adapter FILE"):  # fmt: skip
+        load_model("evo-mini+promoters")
     with pytest.raises(UsageError, match="known are evo-mini, evo2_1b_base"):
         load_model("evo3")
     with pytest.raises(UsageError, match="empty"):
