@@ -67,7 +67,7 @@ def bits(
     seed: int,
     **shared: Any,
 ) -> None:
-    """Bits per base of GENOMES, by a model and by two baselines.
+    """Bits per base of GENOMES: a model, two baselines.
 
     GENOMES are files (FASTA, GenBank), folders of them, or a corpus. With --train: an interpolated Markov
     chain (Witten-Bell; both strands; near-identical genomes count as one), and the same chain mixed
