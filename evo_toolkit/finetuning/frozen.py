@@ -19,6 +19,7 @@ from evo_toolkit.errors import EvoError, UsageError
 from evo_toolkit.finetuning.examples import Examples
 from evo_toolkit.finetuning.heads import Affine, Floats, SequenceHead
 from evo_toolkit.finetuning.metrics import Indices, Outcome, Problem, selection
+from evo_toolkit.finetuning.plain_features import plain_features
 from evo_toolkit.finetuning.splits import Fold, grouped_folds
 from evo_toolkit.inference.head_files import fit_name, fit_names
 from evo_toolkit.inference.readings import Pool, Strands
@@ -89,7 +90,7 @@ class Settings:
             UsageError: for one that does not go with it.
         """
         if self.estimator == "auto":
-            return "ridge" if problem == "regression" else "logistic"
+            return linear_estimator(problem)
         if self.estimator == "logistic" and problem == "regression":
             raise UsageError("logistic predicts classes, and the targets are numbers; use ridge or mlp")  # fmt: skip
         if self.estimator == "ridge" and problem != "regression":
@@ -472,6 +473,28 @@ def cross_validate(
         choices.append(choice)
         report(1)
     return CrossValidated(outputs=outputs, fold_of=fold_of, choices=tuple(choices))
+
+
+def linear_estimator(problem: Problem) -> str:
+    """The linear one for a problem, which baselines have whatever stands on the network's features."""
+    return "ridge" if problem == "regression" else "logistic"
+
+
+def baseline_outputs(fits: Fits, train: Examples, test: Examples) -> dict[str, Floats]:
+    """What fits on features without a network say of test examples, by name of the features.
+
+    Args:
+        fits: Of the training examples, with a linear estimator.
+        train: What is fitted on; penalties are chosen on inner folds of it.
+        test: What is predicted.
+    """
+    rows, tested = np.arange(len(train)), plain_features(test)
+    found = {}
+    for name, matrix in plain_features(train).items():
+        choice = fits.choose({name: matrix}, rows)
+        affine = fits.fit(matrix, rows, choice.penalty)
+        found[name] = outputs_of(fits.outcome, affine, tested[name])
+    return found
 
 
 # The head that is handed over

@@ -18,9 +18,11 @@ from evo_toolkit.finetuning.frozen import (
     Fits,
     Matrix,
     Settings,
+    baseline_outputs,
     cross_validate,
     default_layers,
     joined,
+    linear_estimator,
     model_run,
     outputs_of,
     parse_candidates,
@@ -42,6 +44,7 @@ from evo_toolkit.finetuning.splits import (
     corpus_leak_report,
     grouped_folds,
     leak_report,
+    require_same_classes,
     require_trainable,
     split_groups,
     strata_of,
@@ -167,10 +170,9 @@ def run_frozen(
         return joined(found, candidates)
 
     matrices = read(examples)
-    plain = plain_features(examples)
     fits = Fits(outcome=outcome, groups=groups, strata=strata, settings=settings, estimator=estimator)  # fmt: skip
     # Baselines are linear, whatever stands on the network's features.
-    linear = Fits(outcome=outcome, groups=groups, strata=strata, settings=settings, estimator="ridge" if outcome.problem == "regression" else "logistic")  # fmt: skip
+    linear = Fits(outcome=outcome, groups=groups, strata=strata, settings=settings, estimator=linear_estimator(outcome.problem))  # fmt: skip
     everything = np.arange(len(examples))
     final = fits.choose(matrices, everything)
     affine = fits.fit(matrices[final.candidate], everything, final.penalty)
@@ -178,16 +180,12 @@ def run_frozen(
     if test is None:
         found = cross_validate(fits, matrices, folds)
         say(f"the network's features: {len(folds)} folds done")
-        for name, matrix in plain.items():
+        for name, matrix in plain_features(examples).items():
             others[name] = cross_validate(linear, {name: matrix}, folds).outputs
     else:
         outputs = outputs_of(outcome_of(test), affine, read(test)[final.candidate])
         found = CrossValidated(outputs=outputs, fold_of=np.zeros(len(test), np.int64))
-        plain_test = plain_features(test)
-        for name, matrix in plain.items():
-            choice = linear.choose({name: matrix}, everything)
-            fitted = linear.fit(matrix, everything, choice.penalty)
-            others[name] = outputs_of(outcome_of(test), fitted, plain_test[name])
+        others = baseline_outputs(linear, examples, test)
     say("baselines done")
 
     results = judged(
@@ -256,10 +254,7 @@ def _folds(
             groups, options.settings.folds, strata=strata, seed=options.settings.seed
         )
         return folds, examples, groups
-    if test.label_names != examples.label_names or test.kind != examples.kind:
-        raise UsageError(
-            f"the test set has the classes {', '.join(test.label_names)} and the training set {', '.join(examples.label_names)}; give both the same"
-        )
+    require_same_classes(examples, test)
     units, _ = split_groups(test, options.split_by, k=options.k, block=options.block)
     return [], test, units
 

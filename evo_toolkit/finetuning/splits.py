@@ -365,6 +365,18 @@ def _leak(
     )
 
 
+def require_same_classes(train: Examples, test: Examples) -> None:
+    """Raise unless a test set has the task and the classes of what is trained on, in the same order.
+
+    Raises:
+        UsageError: with the classes of both.
+    """
+    if (test.kind, test.label_names) != (train.kind, train.label_names):
+        raise UsageError(
+            f"the test set has the classes {', '.join(test.label_names)} and the training set {', '.join(train.label_names)}; give both the same"
+        )
+
+
 def require_trainable(examples: Examples, folds: Sequence[Fold]) -> None:
     """Raise unless every class is in the training part of every fold.
 

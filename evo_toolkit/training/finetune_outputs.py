@@ -382,9 +382,8 @@ def _judged(
     resamples: int,
 ) -> dict[str, Any]:
     """Figures with intervals over groups, beside baselines that were fitted on the same part."""
-    from evo_toolkit.finetuning.frozen import Fits, Settings, outputs_of
+    from evo_toolkit.finetuning.frozen import Fits, Settings, baseline_outputs, linear_estimator
     from evo_toolkit.finetuning.metrics import outcome_of
-    from evo_toolkit.finetuning.plain_features import plain_features
     from evo_toolkit.finetuning.positions import BASELINE_K, judged_positions, kmer_baseline
     from evo_toolkit.finetuning.results import judged
 
@@ -399,20 +398,14 @@ def _judged(
             examples, rows, units, bin_size=size, baselines=others, resamples=resamples
         )
     outcome = outcome_of(train)
-    estimator = "ridge" if outcome.problem == "regression" else "logistic"
     fits = Fits(
         outcome=outcome, groups=groups[data.parts["train"]], strata=strata_of(train),
-        settings=Settings(seed=data.seed, balanced=module.balanced), estimator=estimator,
+        settings=Settings(seed=data.seed, balanced=module.balanced),
+        estimator=linear_estimator(outcome.problem),
     )  # fmt: skip
-    everything, own = np.arange(len(train)), plain_features(examples)
-    baselines = {}
-    for name, matrix in plain_features(train).items():
-        choice = fits.choose({name: matrix}, everything)
-        affine = fits.fit(matrix, everything, choice.penalty)
-        baselines[name] = outputs_of(outcome, affine, own[name])
     return judged(
         outcome_of(examples), np.stack(rows).astype(np.float64), np.zeros(len(examples), np.int64),
-        units, baselines=baselines, resamples=resamples,
+        units, baselines=baseline_outputs(fits, train, examples), resamples=resamples,
     )  # fmt: skip
 
 

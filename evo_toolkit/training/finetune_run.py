@@ -16,7 +16,7 @@ from evo_toolkit.errors import UsageError
 from evo_toolkit.finetuning.adapters import AdapterConfig
 from evo_toolkit.finetuning.examples import Examples
 from evo_toolkit.finetuning.network_tasks import NetworkConfig
-from evo_toolkit.finetuning.splits import SplitBy, corpus_leak_report
+from evo_toolkit.finetuning.splits import SplitBy, corpus_leak_report, require_same_classes
 from evo_toolkit.model.device import resolve_device
 from evo_toolkit.training.callbacks import Monitor
 from evo_toolkit.training.checkpointing import AtomicCheckpointIO, Checkpoints, find_checkpoints
@@ -163,10 +163,7 @@ def _with_test(
     data: FinetuneData, examples: Examples, test: Examples, options: dict[str, Any]
 ) -> FinetuneData:
     """Examples with a test set behind them, parts accordingly."""
-    if (test.kind, test.label_names) != (examples.kind, examples.label_names):
-        raise UsageError(
-            f"the test set has the classes {', '.join(test.label_names)} and the training set {', '.join(examples.label_names)}; give both the same"
-        )
+    require_same_classes(examples, test)
     alone = FinetuneData.of(examples, **options, test=False)
     parts, why = alone.divided(examples)
     n = len(examples)

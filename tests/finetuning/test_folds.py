@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from evo_toolkit.finetuning.splits import (
     grouped_folds,
     join_groups,
     leak_report,
+    require_same_classes,
     require_trainable,
     sequence_hashes,
     split_groups,
@@ -171,3 +173,13 @@ def test_what_test_and_training_share(tmp_path: Path) -> None:
     assert (whole.sequences, whole.identical, whole.kmers) == (2, 1, found.kmers)
     assert not corpus_leak_report(fresh, [tmp_path]).found
     assert "2 of 4 test sequences share a 31-mer with the training part" in str(found)
+
+
+def test_a_test_set_has_the_classes_of_what_is_trained_on() -> None:
+    train = Examples(
+        kind="binary", ids=("a", "b"), sequences=("ACGT", "CCCC"), targets=np.array([0, 1]),
+        label_names=("no", "yes"), places=("line 1", "line 2"),
+    )  # fmt: skip
+    require_same_classes(train, replace(train, ids=("c", "d")))
+    with pytest.raises(UsageError, match="test set has the classes yes, no and the training set no, yes"):  # fmt: skip
+        require_same_classes(train, replace(train, label_names=("yes", "no")))
