@@ -45,7 +45,7 @@ def prepare_completion(
         seed: Of the draw.
 
     Raises:
-        EvoError: if no gene of 300 to 1,500 bases has 512 bases before it.
+        EvoError: if fewer than two genes of 300 to 1,500 bases with 512 bases before them are drawn.
     """
     found = find_genomes([paths[0]])
     if len(found) != 1:
@@ -68,6 +68,8 @@ def prepare_completion(
     if not names:
         raise EvoError(f"{paths[1]} has no gene of 300 to {LONGEST:,} bases with {UPSTREAM} bases before it in {paths[0]}")  # fmt: skip
     drawn = np.sort(np.random.default_rng(seed).permutation(len(names))[: limit or 50]).tolist()
+    if len(drawn) < 2:
+        raise EvoError("one gene alone has no other gene to stand beside; draw two or more (--limit)" if len(names) > 1 else f"{paths[1]} has one gene of 300 to {LONGEST:,} bases with {UPSTREAM} bases before it in {paths[0]}; two are needed")  # fmt: skip
     pick = Genome(
         name=genome.name,
         group="prompts and rests",

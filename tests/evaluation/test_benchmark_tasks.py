@@ -586,6 +586,8 @@ def test_completion_asks_for_the_rest_of_genes(tmp_path: Path, project_root: Pat
     assert recovery("MKT", "") == 0.0
     demo = project_root / "data" / "evo_data" / "demo"
     prepared = prepare_completion(find("gene-completion"), [demo / "NC_000932.fa", demo / "NC_000932.gff3"], limit=2)  # fmt: skip
+    with pytest.raises(EvoError, match="one gene alone has no other gene to stand beside"):
+        prepare_completion(find("gene-completion"), [demo / "NC_000932.fa", demo / "NC_000932.gff3"], limit=1)  # fmt: skip
     records = prepared.genomes[0].records
     for prompt, rest in zip(records[::2], records[1::2], strict=True):
         gene = np.concatenate([prompt[512:], rest])
