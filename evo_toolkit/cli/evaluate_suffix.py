@@ -122,7 +122,7 @@ def _spread(records: list[Any], limit: int | None) -> list[Any]:
 
 
 def _table(figures: dict[str, Any]) -> list[list[str]]:
-    rows = [["suffix", "alleles", "Spearman", "largest difference", "mean", "nats, tokens"]]
+    rows = [["suffix", "alleles", "Spearman", "largest difference, nats", "mean, nats", "tokens"]]
     for name, values in figures["suffixes"].items():
         kinds = [(name, values)]
         if values["same_length"]["alleles"] and values["other_length"]["alleles"]:
