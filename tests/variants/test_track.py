@@ -361,6 +361,7 @@ def test_the_sum_of_the_track_is_what_log_likelihood_says(
 def test_what_and_strands(genome: Path, toy_model_dir: Path) -> None:
     common = (genome, "-m", toy_model_dir, "-r", "c2:50-60", "-q")
     entropy = [row[3] for row in _values(run(*common, "--what", "entropy").stdout)]
+    assert len(entropy) == 11
     assert all(0 < value <= np.log(4) + 1e-6 for value in entropy)
     fwd, rc, both = (
         np.array([row[3] for row in _values(run(*common, "--strands", s).stdout)])
