@@ -70,7 +70,9 @@ def split_options(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="N",
         help="Length of the stretches of --split-by block, in bases.",
     )
-    @click.option("--seed", type=int, default=0, show_default=True, help="Of all draws.")
+    @click.option(
+        "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all draws."
+    )
     @click.option(
         "--resamples",
         type=click.IntRange(min=0),

@@ -18,7 +18,7 @@ names the file and line of the row it is about.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -50,6 +50,8 @@ _YES_NO = (
     ("0", "1"), ("0.0", "1.0"), ("false", "true"), ("no", "yes"), ("n", "y"), ("neg", "pos"), ("-", "+"),
     ("negative", "positive"), ("benign", "pathogenic"), ("control", "case"),
 )  # fmt: skip
+# What files of measurements and VCF write where there is no value; no class is called so.
+_NO_VALUE = frozenset({"", ".", "nan"})
 _MOST_LISTED = 8
 # Values further from the median than so many interquartile ranges rule a least-squares fit.
 _MANY_RANGES = 20
@@ -297,7 +299,9 @@ def examples_of(
             raise ExamplesError(
                 f"task {kind} has one label, and {len(label_columns)} are named ({', '.join(label_columns)}); name one, or use multilabel"
             )
-        _require_labels(read, label_columns[0])
+        # Of labels for each base a dot, and a word of those letters, are labels; numbers say more below.
+        has_words = kind not in ("per_base", "regression")
+        _require_labels(read, label_columns[0], _NO_VALUE if has_words else {""})
         texts = [row.labels[0].strip() for row in read]
         as_numbers = kind == "regression" or (
             kind == "variant" and not classes and _are_measurements(texts)
@@ -324,8 +328,8 @@ def examples_of(
     return replace(found, notes=_notes(found))
 
 
-def _require_labels(rows: Sequence[RawExample], column: str) -> None:
-    missing = [row for row in rows if not row.labels[0].strip()]
+def _require_labels(rows: Sequence[RawExample], column: str, none: Collection[str]) -> None:
+    missing = [row for row in rows if row.labels[0].strip().lower() in none]
     if missing:
         raise ExamplesError(
             f"{missing[0].place}: {column} is missing ({len(missing):,} of {len(rows):,} rows have none); fill it in, or leave the row out"
@@ -371,6 +375,10 @@ def _classes(
     if len({index_of[text] for text in texts}) == 1:
         raise ExamplesError(
             f"all {len(texts):,} examples have one label, {texts[0][:40]!r}; two classes are needed to tell apart"
+        )
+    if kind == "binary" and len(names) != 2 and classes:
+        raise ExamplesError(
+            f"{len(names)} classes are named ({_listed(names)}); binary has two: name two, write A|B for one class of both labels, or use the task multiclass"
         )
     if kind == "binary" and len(names) != 2:
         third = next(row for row, text in zip(rows, texts, strict=True) if index_of[text] > 1)

@@ -113,6 +113,21 @@ def value_of(row: Row, column: str) -> str:
     )
 
 
+def rows_by_name(path: Path | str, column: str = "id") -> dict[str, Row]:
+    """The rows of a table by the values of a column.
+
+    Raises:
+        ExamplesError: as `read_rows`, and for two rows of one name.
+    """
+    found: dict[str, Row] = {}
+    for row in read_rows(path):
+        name = value_of(row, column).strip()
+        if name in found:
+            raise ExamplesError(f"{row.place}: {name!r} stands in {found[name].place} already")
+        found[name] = row
+    return found
+
+
 def _has(row: Row, column: str) -> bool:
     return column.lower() in {name.lower() for name in row.values}
 
@@ -152,7 +167,7 @@ def read_table(
                 id=name,
                 sequence=value_of(row, sequence),
                 labels=tuple(value_of(row, label) for label in labels),
-                group=_group_of(row, group),
+                group=group_of(row, group),
                 place=row.place,
             )
 
@@ -180,12 +195,7 @@ def read_fasta(
     Raises:
         ExamplesError: naming file and line, also of a record without a row or a row without a record.
     """
-    found: dict[str, Row] = {}
-    for row in read_rows(table):
-        name = value_of(row, id).strip()
-        if name in found:
-            raise ExamplesError(f"{row.place}: {name!r} stands in {found[name].place} already")
-        found[name] = row
+    found = rows_by_name(table, id)
     records = list(fasta_records(fasta))
     without = [record for record in records if record[0] not in found]
     if without:
@@ -203,7 +213,7 @@ def read_fasta(
             id=name,
             sequence=sequence,
             labels=tuple(value_of(found[name], label) for label in labels),
-            group=_group_of(found[name], group),
+            group=group_of(found[name], group),
             # The sequence is cleaned as the record, the label read as the row: name both.
             place=f"{place} ({found[name].place})",
         )
@@ -283,10 +293,15 @@ def fasta_records(path: Path | str) -> Iterator[tuple[str, str, str]]:
     yield name, "".join(lines), place
 
 
-def _group_of(row: Row, column: str | None) -> str | None:
+def group_of(row: Row, column: str | None) -> str | None:
+    """The value of the column of groups, None without one.
+
+    Raises:
+        ExamplesError: if it is missing: what has no group would be one together.
+    """
     if column is None:
         return None
     found = value_of(row, column).strip()
-    if not found:
+    if found in ("", "."):
         raise ExamplesError(f"{row.place}: {column} is missing; every row needs its group")
     return found

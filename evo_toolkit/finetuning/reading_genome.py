@@ -37,7 +37,7 @@ from evo_toolkit.finetuning.examples import (
     clean_sequence,
     examples_of,
 )
-from evo_toolkit.finetuning.reading import Row, read_rows, value_of
+from evo_toolkit.finetuning.reading import Row, group_of, read_rows, rows_by_name, value_of
 from evo_toolkit.variants.score import STRANDS
 from evo_toolkit.variants.track_files import load_bigwig
 
@@ -157,7 +157,7 @@ def read_intervals(
     if not columns:
         own = "type" if is_gff else "score" if kind == "regression" else "name"
         columns = ("label",) if table is not None else (own,)
-    by_name = None if table is None else {value_of(row, "id").strip(): row for row in read_rows(table)}  # fmt: skip
+    by_name = None if table is None else rows_by_name(table)
     keys = (id,) if id is not None else ("ID", "Name", "gene_id") if is_gff else ("name",)
 
     def rows() -> Iterator[RawExample]:
@@ -254,7 +254,7 @@ def read_variants(
     Raises:
         ExamplesError: naming file and line.
     """
-    by_name = None if table is None else {value_of(row, "id").strip(): row for row in read_rows(table)}  # fmt: skip
+    by_name = None if table is None else rows_by_name(table)
     contigs = ContigAliases(genome.lengths)
 
     def rows() -> Iterator[RawExample]:
@@ -297,7 +297,7 @@ def read_variants(
                 id=name,
                 sequence=windows[0].ref.tobytes().decode(),
                 labels=tuple(value_of(labelled, label) for label in labels),
-                group=contig if group is None else value_of(own, group),
+                group=group_of(own, group) or contig,
                 place=place,
                 locus=Interval(contig, edit.start, edit.end),
                 windows=tuple(windows),

@@ -134,6 +134,8 @@ def test_one_letter_for_each_base(tmp_path: Path) -> None:
         ("binary", "sequence class\nAC 1\n", "t.tsv: no column 'label'; name one of sequence, class"),
         ("regression", "sequence label\nAC 1\nAG high\n", "t.tsv:3: label 'high' is no number"),
         ("regression", "sequence label\nAC 1\nAG nan\n", "t.tsv:3: label 'nan' is no number"),
+        ("multiclass", "sequence label\nAC a\nAG b\nAT NaN\n", r"t.tsv:4: label is missing \(1 of 3 rows"),
+        ("binary", "sequence label\nAC 1\nAG .\n", r"t.tsv:3: label is missing \(1 of 2 rows"),
         ("per_base", "sequence label\nAC IE\nAGT IE\n", "t.tsv:3: 2 targets for a sequence of 3"),
         ("binary", "sequence label\n", "no example in it"),
         ("binary", "", "the table is empty"),
@@ -146,6 +148,16 @@ def test_what_is_wrong_with_a_row_is_one_line_that_names_it(
     with pytest.raises(ExamplesError, match=message) as error:
         read_table(path, kind)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
+
+
+def test_two_classes_are_named_for_a_binary_task(tmp_path: Path) -> None:
+    path = table(tmp_path, "sequence label\nAC 1\nAG 0\n")
+    with pytest.raises(
+        ExamplesError, match=r"^3 classes are named \('0', '1', '2'\); binary has two"
+    ):
+        read_table(path, "binary", classes=("0", "1", "2"))
+    found = read_table(path, "binary", classes=("1", "0"))
+    assert found.label_names == ("1", "0") and found.targets.tolist() == [0, 1]  # type: ignore[union-attr]
 
 
 def test_same_sequence_with_two_labels_is_noted(tmp_path: Path) -> None:
@@ -273,6 +285,28 @@ def test_a_variant_without_windows_or_label_is_an_error(
     path = write(tmp_path / "v.vcf", text.replace(old, new))
     with pytest.raises(ExamplesError, match=message):
         read_variants(path, genome, window=32, labels=("CLASS",))
+
+
+def test_a_variant_without_its_group_is_an_error(tmp_path: Path, genome: Fasta) -> None:
+    text = VCF.replace("60\tv2\tT\tTG", f"60\tv2\t{GENOME[59]}\t{GENOME[59]}G")
+    for gene in ("", ";GENE=."):
+        path = write(tmp_path / "v.vcf", text.replace(";GENE=b", gene))
+        with pytest.raises(ExamplesError, match=r"v\.vcf:6: GENE is missing"):
+            read_variants(path, genome, window=32, labels=("CLASS",), group="GENE")
+    path = write(tmp_path / "v.vcf", text.replace("CLASS=Benign", "CLASS=."))
+    with pytest.raises(ExamplesError, match=r"v\.vcf:6: CLASS is missing"):
+        read_variants(path, genome, window=32, labels=("CLASS",))
+
+
+def test_a_label_that_stands_twice_is_an_error(tmp_path: Path, genome: Fasta) -> None:
+    labels = table(tmp_path, "id label\nv1 a\nv2 b\nv1 b\n", "l.tsv")
+    text = VCF.replace("60\tv2\tT\tTG", f"60\tv2\t{GENOME[59]}\t{GENOME[59]}G")
+    variants = write(tmp_path / "v.vcf", text)
+    with pytest.raises(ExamplesError, match=r"l\.tsv:4: 'v1' stands in .*l\.tsv:2 already"):
+        read_variants(variants, genome, window=32, table=labels)
+    bed = write(tmp_path / "i.bed", "chr1\t0\t9\tv1\nchr1\t9\t20\tv2\n")
+    with pytest.raises(ExamplesError, match=r"l\.tsv:4: 'v1' stands in .*l\.tsv:2 already"):
+        read_intervals(bed, genome, "binary", table=labels)
 
 
 def test_every_base_by_the_feature_it_lies_in(tmp_path: Path, genome: Fasta) -> None:
