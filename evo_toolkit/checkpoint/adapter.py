@@ -44,6 +44,7 @@ SEPARATOR, SUFFIX = "+", ".safetensors"
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
 _FULL, _HEAD = "full.", "head."
+_MOST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -93,7 +94,15 @@ class Adapter:
                 raise CheckpointError(
                     f"adapter {self.name}: {module} has factors of {list(a.shape)} and {list(b.shape)}, which are not of rank {self.rank}"
                 )
+        if self.alpha / self.rank > _MOST:
+            raise CheckpointError(
+                f"adapter {self.name} has alpha {self.alpha:g}, which no matrix can hold; copy the file again"
+            )
         for name, tensor in self.tensors().items():
+            if not tensor.is_floating_point():
+                raise CheckpointError(
+                    f"adapter {self.name}: {name} holds {tensor.dtype}, and adapters are float32"
+                )
             if not tensor.isfinite().all():
                 raise CheckpointError(
                     f"adapter {self.name}: {name} holds numbers that are not finite"
@@ -121,7 +130,12 @@ class Adapter:
         if not module:
             return self.full[name].to(wide)
         a, b = (factor.to(wide) for factor in self.factors[module])
-        return torch.addmm(tensor.to(wide), b, a, alpha=self.alpha / self.rank)
+        found = torch.addmm(tensor.to(wide), b, a, alpha=self.alpha / self.rank)
+        if not found.isfinite().all():
+            raise CheckpointError(
+                f"adapter {self.name} makes {name} larger than any number; it was not trained on this model, or is damaged"
+            )
+        return found
 
     def save(self, path: Path | str, *, force: bool = False) -> None:
         """Write the file, whole or not at all.
@@ -199,6 +213,10 @@ def read_adapter(path: Path | str) -> Adapter:
             model=about["model"], model_sha256=about["model_sha256"], factors=factors, full=full,
             head=head, head_about=head_about, training=training, digest=sha256_file(path),
         )  # fmt: skip
+    except RecursionError:
+        raise CheckpointError(
+            f"adapter {path} has JSON that is nested too deeply; copy it again"
+        ) from None
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"adapter {path} is incomplete ({error}); copy it again") from None
 

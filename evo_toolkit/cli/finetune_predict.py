@@ -62,15 +62,24 @@ def predict(
     import csv
 
     from evo_data.files import atomic_output, check_output
-    from evo_toolkit.finetuning.heads import SequenceHead
+    from evo_toolkit.errors import UsageError
+    from evo_toolkit.finetuning.heads import SAYS_CLASS, SequenceHead
     from evo_toolkit.finetuning.reading import read_unlabelled
 
     refuse_input_as_output(output, head, sequences)
     check_output(output, force=force)
     fitted = SequenceHead.load(head)
     ids, texts = read_unlabelled(sequences, sequence=sequence)
+    named = model or fitted.run.get("model")
+    if not isinstance(named, str):
+        raise UsageError(f"{head} does not say which model it reads; give it with -m")
+    if model is None and "+" in named and not Path(named).exists():
+        base = named.partition("+")[0]
+        raise UsageError(
+            f"head {fitted.name} reads {named}, a model with an adapter; give both, as -m {base} --adapter FILE.safetensors"
+        )
     loaded, _ = load_for_genome(
-        model or str(fitted.run.get("model")), dict(zip(ids, map(len, texts), strict=True)),
+        named, dict(zip(ids, map(len, texts), strict=True)),
         device=device, precision=precision, allow_inaccurate=allow_inaccurate,
         allow_out_of_domain=allow_out_of_domain,
     )  # fmt: skip
@@ -84,7 +93,7 @@ def predict(
         )
     by_base = fitted.pool == "none"
     names = fitted.outputs if fitted.kind in ("regression", "track") else tuple(f"p_{n}" for n in fitted.outputs)  # fmt: skip
-    says_class = fitted.kind in ("binary", "multiclass", "per_base")
+    says_class = fitted.kind in SAYS_CLASS
     with (
         atomic_output(output, force=force) as path,
         Path(path).open("w", encoding="utf-8", newline="") as file,

@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
 
+SAYS_CLASS = ("binary", "multiclass", "per_base")
+"""Kinds of heads whose outputs say one class."""
+
 ESTIMATORS = ("logistic", "ridge", "mlp", "network")
 """What heads are fitted by: scikit-learn's logistic and ridge regressions and multi-layer perceptrons, and torch."""
 
@@ -207,6 +210,22 @@ class SequenceHead:
             )
         if (self.pool == "none") != (self.kind in ("per_base", "track")):
             raise EvoError(f"head {self.name}: pool {self.pool} does not go with {self.kind}")
+        if not 1 <= self.window[0] <= self.window[1]:
+            raise EvoError(
+                f"head {self.name}: it cannot have been fitted on {self.window[0]} to {self.window[1]} bases"
+            )
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        names = self.about.get("label_names", self.outputs)
+        is_list = isinstance(names, list | tuple) and all(isinstance(x, str) for x in names)
+        wanted = 2 if self.kind == "binary" else len(self.outputs)
+        if not is_list or (self.kind in SAYS_CLASS and len(names) != wanted):
+            raise EvoError(
+                f"head {self.name}: label_names must be {wanted} names for a head of kind {self.kind}"
+            )
+        if self.kind == "binary" and len(self.outputs) != 1:
+            raise EvoError(f"head {self.name}: {len(self.outputs)} outputs; a binary head has one")
 
     @property
     def label_names(self) -> tuple[str, ...]:
@@ -237,6 +256,11 @@ class SequenceHead:
             np.concatenate([np.asarray(found[layer][i]) for layer in self.layers], axis=-1)
             for i in range(len(sequences))
         ]
+        width = joined[0].shape[-1] if joined else self.affine.num_features
+        if width != self.affine.num_features:
+            raise EvoError(
+                f"head {self.name} has weights for {self.affine.num_features} features, and {', '.join(self.layers)} of {model.config.name} ({self.strands} strands) have {width}; fit it again with evo-toolkit finetune"
+            )
         return [self.affine(x) for x in joined]
 
     def require_model(self, model: StripedHyena2) -> None:

@@ -41,6 +41,8 @@ ADVICE = "fit it again with evo-toolkit finetune, or ask who made it"
 # What heads for variants said before there were others.
 _EARLIER = ("evo_toolkit.variant_head", "1")
 NAME = re.compile(r"[A-Za-z0-9_-]+")
+_TENSORS = re.compile(r"weight|bias|mean|scale")
+_HIDDEN = re.compile(r"hidden\.\d+\.(weight|bias)")
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -84,6 +86,18 @@ def read_head_file(path: Path | str) -> HeadFile:
         )
     if "kind" not in metadata:
         raise EvoError(f"{path} does not say what kind of head it is; {ADVICE}")
+    for name, tensor in tensors.items():
+        # What is not read would be missing from the outputs, and nobody would know.
+        if not _TENSORS.fullmatch(name) and (
+            metadata["kind"] == VARIANT or not _HIDDEN.fullmatch(name)
+        ):
+            raise EvoError(
+                f"{path} has a tensor {name[:40]!r}, which no head of its kind has; {ADVICE}"
+            )
+        if tensor.dtype.kind != "f":
+            raise EvoError(
+                f"{path} holds {name} as {tensor.dtype}, and heads are float32; {ADVICE}"
+            )
     return HeadFile(metadata, tensors)
 
 
@@ -96,6 +110,10 @@ def whole_head(path: Path | str) -> Iterator[None]:
     """
     try:
         yield
+    except RecursionError:
+        raise EvoError(
+            f"{path} is no complete head (JSON that is nested too deeply); {ADVICE}"
+        ) from None
     except (KeyError, TypeError, ValueError, IndexError) as error:
         if isinstance(error, EvoError):
             raise EvoError(f"{path}: {error}") from error

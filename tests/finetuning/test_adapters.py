@@ -244,6 +244,8 @@ def test_files_that_do_not_fit_are_refused_in_one_line(
     assert "not of rank 4" in message(rank="4")
     assert "incomplete" in message(head="[1]")
     assert "incomplete" in message(training="-")
+    assert "nested too deeply" in message(head="[" * 100_000)
+    assert "which no matrix can hold" in message(alpha="1e300")
     copy.write_bytes(adapter_file.read_bytes()[:-7])
     with pytest.raises(CheckpointError, match="damaged"):
         open_source(f"{toy_model_dir}+{copy}")
@@ -269,6 +271,17 @@ def test_an_adapter_of_other_shapes_is_refused(toy_model_dir: Path, tmp_path: Pa
             open_source(f"{toy_model_dir}+{tmp_path / 'odd.safetensors'}")
         with pytest.raises(CheckpointError, match="does not belong to this model"):
             load_adapter(load_model(toy_model_dir, device="cpu"), adapter)
+    huge = Adapter(
+        name="huge", rank=2, alpha=6e38, model="toy", model_sha256=digest,
+        factors={"blocks.0.mlp.l1": (torch.ones(2, 16), torch.ones(32, 2))},
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match="larger than any number"):
+        huge.apply("blocks.0.mlp.l1.weight", torch.zeros(32, 16))
+    with pytest.raises(CheckpointError, match=r"holds torch\.int32"):
+        Adapter(
+            name="whole", rank=1, alpha=1.0, model="toy", model_sha256=digest,
+            factors={"blocks.0.mlp.l1": (torch.ones(1, 16, dtype=torch.int32), torch.ones(32, 1))},
+        )  # fmt: skip
     with pytest.raises(CheckpointError, match="not finite"):
         Adapter(
             name="nan", rank=1, alpha=1.0, model="toy", model_sha256=digest, factors={},

@@ -18,7 +18,7 @@ from evo_toolkit.cli import finetune_inputs, finetune_splits
 from evo_toolkit.cli.main import cli
 from evo_toolkit.finetuning import frozen as frozen_method
 from evo_toolkit.finetuning.examples import TASK_KINDS
-from evo_toolkit.finetuning.heads import SequenceHead, load_head
+from evo_toolkit.finetuning.heads import Affine, SequenceHead, load_head
 from evo_toolkit.finetuning.reading_genome import read_features
 from evo_toolkit.finetuning.splits import SPLIT_BY
 from evo_toolkit.variants.head import FEATURES, VariantHead
@@ -289,6 +289,11 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     assert not Path("out").exists()
 
 
+def test_seeds_are_not_negative() -> None:
+    done = run("finetune", "frozen", "t.tsv", "-o", "out", "--task", "binary", "--seed", "-1")
+    assert done.exit_code == 2 and "-1 is not in the range x>=0" in done.output
+
+
 def test_everything_in_one_cluster_cannot_be_split(toy_model_dir: Path, tmp_path: Path) -> None:
     base = "ACGTTGCAAGTCCGATAGGCTTAACCGGATATCGCGTACG"
     rows = "".join(f"{base}{'ACGT'[i % 4] * (i + 1)}\t{i % 2}\n" for i in range(12))
@@ -298,6 +303,27 @@ def test_everything_in_one_cluster_cannot_be_split(toy_model_dir: Path, tmp_path
     torn = frozen(toy_model_dir, tmp_path / "t.tsv", "--task", "binary", "--split-by", "none", "-o", tmp_path / "out")  # fmt: skip
     assert torn.exit_code == 0, torn.output
     assert "test sequences share a 31-mer with the other folds" in torn.output
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (None, "does not say which model it reads; give it with -m"),
+        ("toy+mine", "a model with an adapter; give both, as -m toy --adapter FILE.safetensors"),
+    ],
+)
+def test_predict_asks_for_a_model_that_the_head_does_not_name(
+    tmp_path: Path, model: str | None, message: str
+) -> None:
+    affine = Affine(weight=np.ones((1, 4), np.float32), bias=np.zeros(1, np.float32))
+    SequenceHead(
+        kind="regression", name="h", outputs=("value",), layers=("norm",), pool="mean", strands="fwd",
+        window=(4, 4), affine=affine, run={"model": model, "model_sha256": "s"},
+    ).save(tmp_path / "h.safetensors")  # fmt: skip
+    (tmp_path / "s.fa").write_text(">a\nACGT\n")
+    done = run("finetune", "predict", tmp_path / "h.safetensors", tmp_path / "s.fa", "-o", tmp_path / "p.tsv")  # fmt: skip
+    assert done.exit_code == 2 and message in done.output and done.output.count("\n") == 1
+    assert not (tmp_path / "p.tsv").exists()
 
 
 def test_predict_refuses_another_model_and_tells_of_odd_lengths(

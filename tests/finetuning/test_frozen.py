@@ -238,6 +238,15 @@ def test_a_head_refuses_another_network(toy_model: object) -> None:
         head_of(affine).predict(toy_model, ["ACGT"])  # type: ignore[arg-type]
 
 
+def test_a_head_of_other_layers_than_it_was_fitted_on_says_so(toy_model: object) -> None:
+    affine = fit_affine(BINARY, "logistic", X, 1.0, balanced=False, seed=0)
+    head = head_of(affine, run={"model": "toy", "model_sha256": toy_model.sha256})  # type: ignore[attr-defined]
+    with pytest.raises(
+        EvoError, match=r"has weights for \d+ features, and norm of .* have \d+; fit"
+    ):
+        head.predict(toy_model, ["ACGT"])  # type: ignore[arg-type]
+
+
 def test_wrong_head_files_are_told_in_one_line(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
@@ -257,7 +266,7 @@ def test_wrong_head_files_are_told_in_one_line(tmp_path: Path) -> None:
     good = {
         "format": "evo_toolkit.head", "format_version": "2", "kind": "binary", "name": "h", "outputs": '["y"]',
         "layers": '["norm"]', "pool": "mean", "strands": "both", "window": "[1, 2]", "activation": "sigmoid",
-        "run": "{}", "about": "{}",
+        "run": "{}", "about": '{"label_names": ["n", "y"]}',
     }  # fmt: skip
     save_file(tensors, path, good)
     SequenceHead.load(path)
@@ -270,6 +279,12 @@ def test_wrong_head_files_are_told_in_one_line(tmp_path: Path) -> None:
         ("kind", "guess", "kind 'guess' is none"),
         ("activation", "tanh", "activation 'tanh' is not known"),
         ("window", "[1]", "no complete head"),
+        ("window", "[5, -1]", "cannot have been fitted on 5 to -1 bases"),
+        ("layers", "[" * 100_000, "nested too deeply"),
+        ("about", "{}", "label_names must be 2 names"),
+        ("about", '{"label_names": ["y"]}', "label_names must be 2 names"),
+        ("about", '{"label_names": null}', "label_names must be 2 names"),
+        ("about", '{"label_names": "ny"}', "label_names must be 2 names"),
         ("run", "[]", "no complete head"),
         (
             "about",
@@ -284,6 +299,13 @@ def test_wrong_head_files_are_told_in_one_line(tmp_path: Path) -> None:
     save_file({**tensors, "mean": np.zeros(5, np.float32)}, path, good)
     with pytest.raises(EvoError, match=r"mean of the head has shape \(5,\)"):
         SequenceHead.load(path)
+    for odd, message in (
+        ({"meanx": np.zeros(6, np.float32)}, "has a tensor 'meanx', which no head of its kind has"),
+        ({"bias": np.zeros(1, np.int32)}, "holds bias as int32, and heads are float32"),
+    ):
+        save_file({**tensors, **odd}, path, good)
+        with pytest.raises(EvoError, match=message):
+            load_head(path)
     path.write_bytes(json.dumps({"a": 1}).encode())
     with pytest.raises(EvoError, match="no safetensors file"):
         load_head(path)
