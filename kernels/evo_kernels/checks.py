@@ -35,6 +35,22 @@ def check_blocks(qkv: Tensor) -> tuple[int, int, int]:
     return B, L, C // 3
 
 
+def check_continuations(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int]:
+    """Return (A, L, H, E) of queries `[A, L, H, E]` with keys and values `[A, S, H, E]`, S >= L."""
+    if q.dim() != 4:
+        raise KernelError(
+            f"q has shape {tuple(q.shape)}; it must be [continuations, positions, heads, channels]"
+        )
+    A, L, H, E = q.shape
+    check_shape("k", k, (A, None, H, E))
+    check_shape("v", v, tuple(k.shape))
+    if k.shape[1] < L:
+        raise KernelError(
+            f"k has {k.shape[1]} positions for {L} queries; it must hold those of the queries too"
+        )
+    return A, L, H, E
+
+
 def check_divides(what: str, number: int, width: int) -> None:
     """Raise unless so many of `what` (a plural) share the channels equally."""
     if number < 1 or width % number:

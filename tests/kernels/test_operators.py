@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from evo_kernels import (
+    attention_forked,
     attention_two_segment,
     hyena_li,
     hyena_mr,
@@ -267,6 +268,28 @@ def test_wrong_shapes_are_one_clear_line() -> None:
     _, state = _mr(inputs, return_state=True)
     with pytest.raises(KernelError, match=r"state\.gated has shape"):
         hyena_mr(inputs["qkv"], inputs["featurizer"], torch.zeros(2, 9), inputs["skip"], state)
+
+
+@pytest.mark.parametrize("forked", [False, True])
+def test_keys_and_values_of_continuations_belong_together(forked: bool) -> None:
+    A, L, H, E = 2, 3, 4, 8
+    q, own, prefix = torch.zeros(A, L, H, E), torch.zeros(A, L, H, E), torch.zeros(1, 5, H, E)
+
+    def attend(q: Tensor, pk: Tensor, pv: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if forked:
+            return attention_forked(q, [pk] * A, [pv] * A, k, v)
+        return attention_two_segment(q, pk, pv, k, v)
+
+    assert attend(q, prefix, prefix, own, own).shape == q.shape
+    for arguments, message in (
+        ((q[0], prefix, prefix, own, own), r"q has shape .* it must be \[continuations"),
+        ((q, prefix, prefix, own[:, :2], own[:, :2]), "k has 2 positions for 3 queries"),
+        ((q, prefix, prefix, own, own[:, :2]), "v has shape"),
+        ((q, prefix, prefix[:, :4], own, own), "prefix_v has"),
+        ((q, prefix[..., :4], prefix[..., :4], own, own), "prefix_k has shape"),
+    ):
+        with pytest.raises(KernelError, match=message):
+            attend(*arguments)
 
 
 def test_triton_never_falls_back() -> None:

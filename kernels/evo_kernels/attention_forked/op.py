@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evo_kernels.attention_forked.reference import attention_forked_reference
 from evo_kernels.backend import Backend, resolve
-from evo_kernels.checks import check_shape
+from evo_kernels.checks import check_continuations, check_shape
 from evo_kernels.errors import KernelError
 
 _MAX_HEAD_WIDTH = 256
@@ -102,11 +102,7 @@ def attention_forked(
     Raises:
         KernelError: if shapes disagree.
     """
-    if q.dim() != 4:
-        raise KernelError(
-            f"q has shape {tuple(q.shape)}; it must be [continuations, positions, heads, channels]"
-        )
-    A, L, H, E = q.shape
+    A, _, H, E = check_continuations(q, k, v)
     for name, prefixes in (("prefix_k", prefix_k), ("prefix_v", prefix_v)):
         if prefixes is None:
             continue
@@ -120,12 +116,8 @@ def attention_forked(
                 raise KernelError(
                     f"{name} has a prefix of {x.shape[1]} positions where {common} are common to all"
                 )
-    check_shape("k", k, (A, None, H, E))
-    check_shape("v", v, tuple(k.shape))
-    if k.shape[1] < L:
-        raise KernelError(
-            f"k has {k.shape[1]} positions for {L} queries; it must hold those of the queries too"
-        )
+    for keys, values in zip(prefix_k or (), prefix_v or (), strict=False):
+        check_shape("prefix_v", values, tuple(keys.shape))
     unsupported = _unsupported(q, (q, k, v, *(prefix_k or ()), *(prefix_v or ())))
     chosen = resolve("attention_forked", backend, q, unsupported=unsupported)
     if chosen == "reference" or table is None:

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from evo_kernels.attention_two_segment.reference import attention_two_segment_reference
 from evo_kernels.backend import Backend, resolve
-from evo_kernels.checks import check_shape
-from evo_kernels.errors import KernelError
+from evo_kernels.checks import check_continuations, check_shape
 
 # Widest head of the fused attention that both segments call.
 _MAX_HEAD_WIDTH = 256
@@ -69,22 +68,9 @@ def attention_two_segment(
     Raises:
         KernelError: if shapes disagree.
     """
-    if q.dim() != 4:
-        raise KernelError(
-            f"q has shape {tuple(q.shape)}; it must be [continuations, positions, heads, channels]"
-        )
-    A, L, H, E = q.shape
-    for name, x, rows in (
-        ("prefix_k", prefix_k, 1),
-        ("prefix_v", prefix_v, 1),
-        ("k", k, A),
-        ("v", v, A),
-    ):
-        check_shape(name, x, (rows, None, H, E))
-    if k.shape[1] < L:
-        raise KernelError(
-            f"k has {k.shape[1]} positions for {L} queries; it must hold those of the queries too"
-        )
+    _, _, H, E = check_continuations(q, k, v)
+    check_shape("prefix_k", prefix_k, (1, None, H, E))
+    check_shape("prefix_v", prefix_v, tuple(prefix_k.shape))
     tensors = (q, prefix_k, prefix_v, k, v)
     unsupported = _unsupported(tensors)
     if resolve("attention_two_segment", backend, q, unsupported=unsupported) == "reference":
