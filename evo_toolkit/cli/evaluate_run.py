@@ -32,6 +32,7 @@ _BAR_SECONDS = 10.0
 
 
 def shared_options(command: _Command) -> _Command:
+    """Add what `Run` takes: the model, `--output`, `--prepare`, `--from`, `--force` and `--quiet`."""
     for option in (
         quiet_option,
         click.option("--force", is_flag=True, help="Replace existing outputs."),
@@ -168,6 +169,15 @@ class Run:
         return model
 
     def model(self, prepared: Prepared, *, optional: bool) -> StripedHyena2 | None:
+        """The model, with a warning where the data are outside of its domain.
+
+        Args:
+            optional: Whether the command has something to do without one, which is then None.
+
+        Raises:
+            Exit: without a model, where `--prepare` was all that was asked for.
+            UsageError: without one that is needed.
+        """
         from evo_toolkit.checkpoint.load import load_model
         from evo_toolkit.inference.domain import check_domain
 
@@ -190,6 +200,12 @@ class Run:
     def finish(
         self, result: dict[str, Any], table: Callable[[dict[str, Any]], list[list[str]]]
     ) -> None:
+        """Write the figures with the command that made them, and print their table.
+
+        Args:
+            result: `model` (None without one), `data` and `figures`, ready for JSON.
+            table: Rows of text from the figures.
+        """
         from evo_data.files import atomic_output
 
         result = {"command": f"{PROGRAM} {shlex.join(sys.argv[1:])}", **result}
