@@ -33,7 +33,7 @@ def test_two_processes_then_one_is_one(
         "--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.max_steps", 4,
     )  # fmt: skip
     fit(tmp_path / "one", *options)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
     fit(tmp_path / "two", *options, "--ckpt_path", "last")
     one, two = checkpoint_of(tmp_path / "one", 6), checkpoint_of(tmp_path / "two", 6)

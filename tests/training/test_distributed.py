@@ -20,7 +20,7 @@ _STEPS = ("--model.total_steps", 4, "--model.optimizer.learning_rate", 1e-3)
 
 def finish(process: subprocess.Popen[str]) -> None:
     try:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=300)
     except subprocess.TimeoutExpired:
         process.kill()
         raise

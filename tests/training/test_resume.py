@@ -207,7 +207,7 @@ def test_ctrl_c_ends_as_everywhere_and_last_goes_on(
             process.send_signal(signal.SIGINT)
             break
     rest = process.stderr.read()
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=180) == 130
     assert rest.splitlines()[-1] == "Error: interrupted"
     last = read_training_checkpoint(find_checkpoints(tmp_path / "checkpoints")[-1])["global_step"]
     fit(tmp_path, "--model.total_steps", 9999, "--trainer.max_steps", last + 1, "--ckpt_path", "last")  # fmt: skip

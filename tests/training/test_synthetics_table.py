@@ -214,7 +214,7 @@ def test_a_table_that_is_stopped_leaves_nothing_running_and_goes_on(
         time.sleep(0.05)
     started.send_signal(how)
     # The pipe closes when the last process that could write to it has ended.
-    said = started.communicate(timeout=60)[1]
+    said = started.communicate(timeout=180)[1]
     assert started.returncode == (130 if how == signal.SIGINT else -how)
     assert "Traceback" not in said
     before = read_lines(path)
