@@ -387,6 +387,7 @@ def read_per_base(
                     (code[name], locus.start, locus.end)
                 )
     sorted_features = {where: np.array(sorted(rows)) for where, rows in by_contig.items()}
+    met: set[int] = set()
 
     def of(locus: Interval) -> NDArray[np.int64]:
         values = np.zeros(locus.length, np.int64)
@@ -396,12 +397,18 @@ def read_per_base(
                 (rows[:, 1] < locus.end) & (rows[:, 2] > locus.start)
             ].tolist():
                 values[max(0, start - locus.start) : end - locus.start] = number
+                met.add(number)
         return values if locus.strand == "+" else values[::-1].copy()
 
     examples = _of_regions(regions, genome, window, "per_base", (NO_CLASS, *names), of)
     seen = np.bincount(np.concatenate(examples.targets), minlength=len(names) + 1)
     if not seen[1:].all():
-        absent = names[int(np.argmin(seen[1:] > 0))]
+        number = int(np.argmin(seen[1:] > 0)) + 1
+        absent = names[number - 1]
+        if number in met:
+            raise ExamplesError(
+                f"{features}: in {regions} every base of a feature {absent!r} lies in one of a later class too, which counts (classes, in rising order: {', '.join(names)}); name the classes to learn, such as --classes {absent}"
+            )
         raise ExamplesError(
             f"{features}: no base of {regions} lies in a feature {absent!r} on its strand; are the regions and features of one genome?"
         )

@@ -326,6 +326,13 @@ def test_every_base_by_the_feature_it_lies_in(tmp_path: Path, genome: Fasta) -> 
     assert both.targets[1].tolist() == both.targets[0].tolist()[::-1]
     with pytest.raises(ExamplesError, match=r"no base of .* lies in a feature 'CDS'"):
         read_per_base(regions, genome, gff, classes=("exon", "CDS"))
+    # Without classes all types count, and what a gene holds lies in the gene.
+    nested = write(
+        tmp_path / "n.gff3",
+        "chr1\tx\tCDS\t13\t16\t.\t+\t.\tID=a\nchr1\tx\tgene\t12\t18\t.\t+\t.\tID=g\n",
+    )
+    with pytest.raises(ExamplesError, match=r"every base of a feature 'CDS' lies in one of a later class.* CDS, gene\); name the classes"):  # fmt: skip
+        read_per_base(regions, genome, nested)
 
 
 def test_values_of_tracks_at_every_base(tmp_path: Path, genome: Fasta) -> None:
