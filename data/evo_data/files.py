@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import os
@@ -49,6 +50,9 @@ def check_output(path: Path | str, *, force: bool = False) -> Path:
     return target
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 @contextmanager
 def atomic_output(path: Path | str, *, force: bool = False, suffix: str = "") -> Iterator[Path]:
     """Yield an empty temporary file beside `path` that becomes `path` when the block succeeds.
@@ -80,6 +84,11 @@ def atomic_output(path: Path | str, *, force: bool = False, suffix: str = "") ->
         check_output(path, force=force)
         os.replace(temporary, target)  # noqa: PTH105 (the atomic call is named as such)
         sync(target.parent)
+    except OSError as error:
+        # Only opening a file says which one it is, not writing to it.
+        if error.filename is None and error.errno in _NO_ROOM:
+            error.filename = str(path)
+        raise
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

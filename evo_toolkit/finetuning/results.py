@@ -157,7 +157,7 @@ def write_results(
     *,
     force: bool = False,
 ) -> None:
-    """Write head, predictions, figures and report of a run, the figures last.
+    """Write head, predictions, figures and report of a run, the figures last; all of them or none.
 
     Args:
         folder: Of `output_folder`.
@@ -170,11 +170,23 @@ def write_results(
     """
     from evo_toolkit.finetuning.report import write_report
 
-    if head is not None:
-        head.save(folder / HEAD, force=force)
-    write_predictions(folder / PREDICTIONS, examples, outputs, folds, force=force)
-    write_report(folder / REPORT, results, force=force)
-    write_figures(folder / RESULTS, results, force=force)
+    if force:
+        # Figures of an earlier run beside this head would be taken for its own.
+        (folder / RESULTS).unlink(missing_ok=True)
+    written: list[Path] = []
+    try:
+        if head is not None:
+            head.save(folder / HEAD, force=force)
+            written.append(folder / HEAD)
+        write_predictions(folder / PREDICTIONS, examples, outputs, folds, force=force)
+        written.append(folder / PREDICTIONS)
+        write_report(folder / REPORT, results, force=force)
+        written.append(folder / REPORT)
+        write_figures(folder / RESULTS, results, force=force)
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def write_figures(path: Path, results: Mapping[str, Any], *, force: bool = False) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from click.testing import CliRunner, Result
 import evo_toolkit as evo
 from evo_data.demo_data import demo_file
 from evo_data.fasta import Fasta
+from evo_data.files import atomic_output
 from evo_toolkit.cli import finetune as cli_finetune
 from evo_toolkit.cli import finetune_inputs, finetune_splits
 from evo_toolkit.cli.main import cli
@@ -287,6 +290,27 @@ def test_wrong_input_is_one_line_and_leaves_nothing(
     assert message in done.output
     assert done.output.startswith("Error: ") and done.output.count("\n") == 1
     assert not Path("out").exists()
+
+
+def test_a_full_disk_names_the_file_and_leaves_no_half_of_a_run(
+    toy_model_dir: Path, windows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, results: object, *, force: bool = False) -> None:
+        with atomic_output(path, force=force):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    words = (windows, "-g", GENOME, "--task", "binary", "-o", tmp_path / "out", "-q")
+    monkeypatch.setattr("evo_toolkit.finetuning.report.write_report", full)
+    done = frozen(toy_model_dir, *words)
+    assert done.exit_code == 1 and not (tmp_path / "out").exists()
+    assert "report.html: No space left on device; free some space" in done.output
+    monkeypatch.undo()
+    assert frozen(toy_model_dir, *words).exit_code == 0
+    monkeypatch.setattr("evo_toolkit.finetuning.report.write_report", full)
+    assert frozen(toy_model_dir, *words, "--force").exit_code == 1
+    # Figures beside a head are always its own.
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert not left & {"head.safetensors", "results.json"}
 
 
 def test_seeds_are_not_negative() -> None:
