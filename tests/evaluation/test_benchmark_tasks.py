@@ -392,6 +392,14 @@ def test_labels_that_only_the_test_part_has_are_refused(tmp_path: Path) -> None:
         published_splits.load_tables([tmp_path / "train.csv", tmp_path / "test.csv"])
 
 
+def test_a_test_part_of_one_class_is_refused(tmp_path: Path) -> None:
+    for name, classes in (("train", 2), ("test", 1)):
+        rows = [f"{bases(60, i)},{i % classes}\n" for i in range(8)]
+        (tmp_path / f"{name}.csv").write_text("sequence,label\n" + "".join(rows))
+    with pytest.raises(EvoError, match="all rows of the test part have the label '0'; two classes"):
+        published_splits.load_tables([tmp_path / "train.csv", tmp_path / "test.csv"])
+
+
 def test_other_formats_of_published_splits(tmp_path: Path) -> None:
     import pandas as pd
 

@@ -93,6 +93,9 @@ def _task(
     if test.all() or not test.any():
         raise EvoError(f"{source}: all rows are of the {'test' if test.all() else 'training'} part; both are needed")  # fmt: skip
     if kind is None:
+        tested = {row.labels[0].strip() for part, row in rows if part == "test"}
+        if len(tested) < 2:
+            raise EvoError(f"{source}: all rows of the test part have the label {min(tested)!r}; two classes are needed to tell apart")  # fmt: skip
         trained = {row.labels[0].strip() for part, row in rows if part == "train"}
         for part, row in rows:
             if part == "test" and (label := row.labels[0].strip()) not in trained:
