@@ -109,6 +109,17 @@ class Inputs:
         from evo_toolkit.finetuning import reading, reading_genome
 
         kind: Any = self.task
+        if (self.annotation or self.tracks) and kind not in ("per_base", "track"):
+            raise UsageError(
+                f"--annotation is for the task per_base and --track for track, not for {kind}; leave them out"
+            )
+        is_whole = path is None or not (
+            kind == "variant" or self.annotation or self.tracks or _INTERVALS.search(path)
+        )
+        if is_whole and self.window is not None:
+            raise UsageError(
+                "--window is for places in a genome; sequences of a FASTA or a table are read whole: leave it out, or cut them"
+            )
         if path is None:
             return reading.read_class_fastas(_named(self.class_files), kind)
         columns = self.label or ("label",)

@@ -274,6 +274,8 @@ def test_a_class_in_one_group_cannot_be_judged(toy_model_dir: Path, tmp_path: Pa
         ("ACGT\t1\nACCT\t0\n", ("--task", "per_base"), 2, "use evo-toolkit finetune head, lora or full"),
         ("ACGT\t1\nACCT\t0\n", ("--task", "binary", "--feature", "alt"), 2, "--feature is for the task variant"),
         ("ACGT\t1\nACCT\t0\n", ("--task", "binary", "--labels", "t.tsv"), 2, "leave --labels out"),
+        ("ACGT\t1\nACCT\t0\n", ("--task", "binary", "--window", "2"), 2, "--window is for places in a genome"),
+        ("ACGT\t1\nACCT\t0\n", ("--task", "binary", "--annotation", "x.bed"), 2, "--annotation is for the task per_base"),
         ("ACGT\t1\nACCT\t0\n", ("--task", "binary", "--class", "a=b.fa"), 2, "give either DATA or --class"),
         ("ACGT\t1\nACCT\t0\n", ("--task", "binary", "-l", "blocks.9"), 2, "layer 'blocks.9' does not exist in toy"),
         ("ACGT\t1\nACCT\t1\nAAAA\t0\nACCC\t0\n", ("--task", "binary", "--split-by", "group"), 2, "name their column with --group"),
