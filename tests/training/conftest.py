@@ -41,6 +41,16 @@ trainer: {{accelerator: cpu, max_steps: 6, log_every_n_steps: 1, limit_val_batch
 checkpoint: {{every_n_steps: 2}}
 """
 
+_OF_A_RANK = (
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "GLOBAL_RANK",
+    "RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
 
 @pytest.fixture(scope="session")
 def toy_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -75,8 +85,10 @@ def start(toy_recipe: Path) -> Callable[..., subprocess.Popen[str]]:
         folder: Path, *options: object, by: tuple[str, ...] = ()
     ) -> subprocess.Popen[str]:
         paths = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "data"), str(Path(__file__).parent)]
+        # What a run in this process left there would tell the program that it is one rank of many.
+        ours = {k: v for k, v in os.environ.items() if k not in _OF_A_RANK}
         environment = {
-            **os.environ,
+            **ours,
             "PYTHONPATH": os.pathsep.join(paths),
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
