@@ -14,6 +14,7 @@ from evo_kernels.h3 import H3State
 from evo_kernels.hyena_li import LIState
 from evo_kernels.hyena_mr import MRState
 from evo_kernels.hyena_se import SEState
+from evo_kernels.launch import on_device
 from evo_kernels.long_conv import LongConvState
 
 
@@ -114,27 +115,15 @@ def _by_state(rows: Sequence[tuple[ModelState, int]]) -> tuple[list[int], Tensor
         if id(state) not in begins:
             begins[id(state)] = total
             first.append(at)
-            total += _batch_size(state)
+            total += _one_tensor(state).shape[0]
         index.append(begins[id(state)] + row)
-    return first, on_device(torch.tensor(index), _device(rows[0][0]))
+    return first, on_device(torch.tensor(index), _one_tensor(rows[0][0]).device)
 
 
-def on_device(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on another device, by a copy that waits for nothing."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
-
-
-def _sized(state: ModelState) -> Tensor:
+def _one_tensor(state: ModelState) -> Tensor:
+    """A tensor of a state, for its batch size and its device."""
     layer = state[0]
     return layer.k if isinstance(layer, AttentionState) else layer[0]
-
-
-def _batch_size(state: ModelState) -> int:
-    return int(_sized(state).shape[0])
-
-
-def _device(state: ModelState) -> torch.device:
-    return _sized(state).device
 
 
 def gather_forks(forks: Sequence[tuple[ModelState, int]], common: int = 0) -> ModelState:

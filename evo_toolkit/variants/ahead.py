@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -17,8 +17,8 @@ class _Failed:
     error: BaseException
 
 
-class _End(Generic[T]):
-    pass
+class _End:
+    """Nothing follows."""
 
 
 def read_ahead(items: Iterable[T], number: int = 2) -> Iterator[T]:
@@ -29,10 +29,10 @@ def read_ahead(items: Iterable[T], number: int = 2) -> Iterator[T]:
     Args:
         number: Items that are made before they are asked for.
     """
-    waiting: queue.Queue[T | _Failed | _End[T]] = queue.Queue(number)
+    waiting: queue.Queue[T | _Failed | _End] = queue.Queue(number)
     stopped = threading.Event()
 
-    def put(item: T | _Failed | _End[T]) -> None:
+    def put(item: T | _Failed | _End) -> None:
         while not stopped.is_set():
             with suppress(queue.Full):
                 waiting.put(item, timeout=0.1)

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evo_data.alphabet import BASES
+from evo_kernels.launch import on_device
 from evo_toolkit.inference.embed import LayerProbe, resolve_layer
 from evo_toolkit.inference.graphs import Graphs, wants_graphs
 from evo_toolkit.inference.runner import padded
-from evo_toolkit.model.state import AttentionState, on_device
+from evo_toolkit.model.state import AttentionState
 from evo_toolkit.variants.positions import base_log_probs
 
 if TYPE_CHECKING:

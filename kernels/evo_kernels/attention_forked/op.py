@@ -11,6 +11,7 @@ from evo_kernels.attention_forked.reference import attention_forked_reference
 from evo_kernels.backend import Backend, resolve
 from evo_kernels.checks import check_continuations, check_shape
 from evo_kernels.errors import KernelError
+from evo_kernels.launch import on_device
 
 _MAX_HEAD_WIDTH = 256
 
@@ -49,10 +50,7 @@ def prefix_table(prefix_k: Sequence[Tensor], prefix_v: Sequence[Tensor]) -> Tens
         rows[0].append(keys.data_ptr())
         rows[1].append(values.data_ptr())
         rows[2].append(keys.shape[1])
-    device, table = prefix_k[0].device, torch.tensor(rows)
-    if device.type == "cuda":
-        return table.pin_memory().to(device, non_blocking=True)
-    return table
+    return on_device(torch.tensor(rows), prefix_k[0].device)
 
 
 def _unsupported(q: Tensor, tensors: Sequence[Tensor]) -> str:
